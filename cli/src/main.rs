@@ -1,0 +1,2 @@
+//! The `foreshard` binary.
+fn main() {}
