@@ -1,0 +1,210 @@
+//! What the migration driver asks of an engine.
+//!
+//! Every call is idempotent: the driver repeats a call whose outcome it does not know. Positions are opaque to the driver
+//! and ordered by the engine.
+
+use async_trait::async_trait;
+use foreshard_domain::{BackendKind, Consistency, Epoch, MigrationId, NodeId, Observation, RealTime, ShardId};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Why a backend could not do what was asked; the class steers the driver.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// May work when tried again.
+    #[error("{doing} failed for now")]
+    Transient {
+        /// What was being done.
+        doing: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Will not work however often it is tried; before the seal the move goes back.
+    #[error("{doing} cannot be done: {why}")]
+    Permanent {
+        /// What was being done.
+        doing: String,
+        /// Why not, and how to mend it.
+        why: String,
+    },
+    /// The epoch, the leader term or the deadline has passed by: somebody else may be in charge.
+    #[error("{doing} was refused: {why}")]
+    Fenced {
+        /// What was being done.
+        doing: String,
+        /// Which check refused it.
+        why: String,
+    },
+    /// Something that must not happen.
+    #[error("bug: {what}")]
+    Bug {
+        /// What was seen.
+        what: String,
+    },
+}
+
+/// What an engine can do; an unsupported request fails while planning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Guarantees that it can give.
+    pub consistency: Vec<Consistency>,
+    /// Whether a finished move can be taken back without loss by a reverse log.
+    pub reverse_log: bool,
+    /// Whether a copy resumes where it stopped.
+    pub resumable_copy: bool,
+}
+
+/// The move that a backend call is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveSpec {
+    /// Which migration; names of external objects derive from it.
+    pub migration: MigrationId,
+    /// What moves.
+    pub shard: ShardId,
+    /// From where.
+    pub source: NodeId,
+    /// To where.
+    pub target: NodeId,
+    /// Epoch of the source's ownership.
+    pub epoch: Epoch,
+    /// Guarantee.
+    pub consistency: Consistency,
+}
+
+/// A place in the source's change log, opaque and ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
+#[serde(transparent)]
+pub struct Position(pub u64);
+
+/// How far the copy has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Opaque cursor from which to go on; `None` when the copy is complete.
+    pub next: Option<String>,
+    /// Position of the change log at which the snapshot was taken.
+    pub snapshot_at: Position,
+    /// Rows copied by this call.
+    pub rows: u64,
+    /// Bytes copied by this call.
+    pub bytes: u64,
+}
+
+/// How far the target is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lag {
+    /// Changes not yet applied.
+    pub changes: u64,
+    /// The position that has been applied.
+    pub applied: Position,
+}
+
+/// What a comparison of source and target found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Key ranges compared.
+    pub ranges: u64,
+    /// Rows compared.
+    pub rows: u64,
+    /// Ranges that differ, named for a person; empty if equal.
+    pub differing: Vec<String>,
+    /// Everything up to here was compared.
+    pub up_to: Position,
+}
+
+/// Proof that the target holds everything up to the fence; only then may the source be sealed (M4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// The position at which the fence stopped writes.
+    pub fence_at: Position,
+    /// What the target has applied; at least `fence_at`.
+    pub applied: Position,
+    /// The comparison of what changed since the verification before the fence.
+    pub verification: Verification,
+}
+
+/// State of a shard on a source node, as the engine itself tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceState {
+    /// Accepts writes.
+    Open,
+    /// Refuses writes until its deadline, then opens by itself (M7).
+    Fenced,
+    /// Closed for good in this epoch.
+    Sealed,
+}
+
+/// One engine that shards can be moved on.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// Which kind it is.
+    fn kind(&self) -> BackendKind;
+
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Names of the external objects that this move will create, so that the driver can commit a row for each before it
+    /// exists (M6).
+    fn external_objects(&self, spec: &MoveSpec) -> Vec<String>;
+
+    /// Read-only checks before anything is changed; all findings at once in the error.
+    async fn preflight(&self, spec: &MoveSpec) -> Result<(), BackendError>;
+
+    /// Makes an empty, closed place for the shard on the target and starts capturing changes on the source.
+    async fn prepare(&self, spec: &MoveSpec) -> Result<(), BackendError>;
+
+    /// Copies the next piece from `cursor` (`None` to begin).
+    async fn copy(&self, spec: &MoveSpec, cursor: Option<&str>) -> Result<CopyProgress, BackendError>;
+
+    /// Applies changes captured since the snapshot, as many as one call may.
+    async fn catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError>;
+
+    /// Compares every range of source and target at one position while writes go on.
+    async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError>;
+
+    /// Tries the way back: a probe written on the target is seen on the source and removed again (M8).
+    async fn try_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError>;
+
+    /// Refuses writes on the source until `deadline`, which the engine itself checks (M7); returns where writes stopped.
+    async fn fence(&self, spec: &MoveSpec, deadline: RealTime) -> Result<Position, BackendError>;
+
+    /// Lifts a fence that has not been sealed; nothing happens if there is none.
+    async fn unfence(&self, spec: &MoveSpec) -> Result<(), BackendError>;
+
+    /// Brings the target up to `fence_at` and compares what changed since `verified`.
+    async fn prove(&self, spec: &MoveSpec, fence_at: Position, verified: &Verification) -> Result<Proof, BackendError>;
+
+    /// The point of no return: in one step, if the source is fenced in `spec.epoch` and its deadline has not passed, closes
+    /// it for good. Sealing what this migration has already sealed succeeds.
+    ///
+    /// # Errors
+    /// [`BackendError::Fenced`] if the source is open, its deadline has passed or its epoch differs.
+    async fn seal(&self, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError>;
+
+    /// What the source says of itself.
+    async fn source_state(&self, spec: &MoveSpec) -> Result<SourceState, BackendError>;
+
+    /// Opens the target in the new epoch and starts recording its changes for the way back.
+    async fn open_target(&self, spec: &MoveSpec, epoch: Epoch) -> Result<(), BackendError>;
+
+    /// Sends clients to the owner and releases their queued writes.
+    async fn route(&self, shard: &ShardId, owner: &NodeId, epoch: Epoch) -> Result<(), BackendError>;
+
+    /// Carries changes of the target back to the old source, so that it can take over again; returns how far it is behind.
+    async fn reverse_catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError>;
+
+    /// Before the seal: removes everything that this move made; the source serves as before.
+    async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError>;
+
+    /// After retention: removes the source's copy and the reverse log (M5).
+    async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError>;
+
+    /// Rows of load per shard and of each node's residual since the last call.
+    async fn observe(&self) -> Result<Vec<Observation>, BackendError>;
+
+    /// How long a call may take before the driver counts it as failed for now.
+    fn call_timeout(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+}
