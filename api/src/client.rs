@@ -1,0 +1,272 @@
+//! A typed client of `ForecastService`.
+
+use foreshard_domain::{
+    ModelVersion, Observation, Provenance, Resource, Risk, ScenarioSet, SeriesForecast, ShardId, Step, Timestamp,
+};
+use futures::{Stream, StreamExt as _};
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::convert::timestamp_from_wire;
+use crate::v1::forecast_service_client::ForecastServiceClient;
+use crate::{
+    ClientError, ForecastQuery, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, RiskQuery, ScenarioAssembler, ScenarioQuery,
+    WireError, v1,
+};
+
+/// Deadline of a call unless [`ForecastClient::with_timeout`] sets another.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a connection attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A silent connection is probed this often, so that a vanished server is noticed before the next deadline.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Rows in one message of an ingest stream: about 200 KiB, one fsync of the server's log.
+const ROWS_PER_MESSAGE: usize = 2000;
+
+/// The risk that one load of one shard is over its limit at any step of the window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShardRisk {
+    /// Whose.
+    pub shard: ShardId,
+    /// Load on what.
+    pub resource: Resource,
+    /// The risk.
+    pub risk: Risk,
+    /// Grid time of the last complete step before the window.
+    pub issued_at: Timestamp,
+    /// Length of a step.
+    pub step: Step,
+    /// Where it comes from.
+    pub provenance: Provenance,
+}
+
+/// Where the paths of one load in a scenario set come from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeriesProvenance {
+    /// Whose.
+    pub shard: ShardId,
+    /// Load on what.
+    pub resource: Resource,
+    /// Where from.
+    pub provenance: Provenance,
+}
+
+/// What became of ingested rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct IngestSummary {
+    /// Rows that are on the server's disk, duplicates included.
+    pub accepted: u64,
+    /// Rows among them that replaced one of the same shard and time.
+    pub duplicates: u64,
+    /// Rows that were not taken, by shard, with the reason; at most the first thousand.
+    pub refused: Vec<(String, String)>,
+    /// How many rows were not taken in all.
+    pub refused_total: u64,
+}
+
+/// One version of the server's registry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Name of the model's folder.
+    pub model: String,
+    /// Number of the version folder.
+    pub number: u64,
+    /// `champion`, `challenger`, `last_good`.
+    pub labels: Vec<String>,
+    /// End of the data that it learned from; `None` if its manifest cannot be read.
+    pub trained_until: Option<Timestamp>,
+    /// Whether it answers requests now.
+    pub loaded: bool,
+    /// Why the server refused it when its turn came.
+    pub refused: Option<String>,
+}
+
+/// A connection to a serving process. Cheap to clone; clones share the connection, which mends itself after a loss.
+///
+/// Every call has a deadline, which travels to the server: what expires there is not computed.
+#[derive(Debug, Clone)]
+pub struct ForecastClient {
+    inner: ForecastServiceClient<Channel>,
+    timeout: Duration,
+}
+
+impl ForecastClient {
+    /// Connects to `endpoint`, such as `http://127.0.0.1:7450`.
+    ///
+    /// # Errors
+    /// [`ClientError::Endpoint`] if it is no URI, [`ClientError::Connect`] if nobody answers there within 5 s.
+    pub async fn connect(endpoint: &str) -> Result<Self, ClientError> {
+        let address = Endpoint::from_shared(endpoint.to_owned())
+            .map_err(|source| ClientError::Endpoint { endpoint: endpoint.to_owned(), source })?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
+        let channel =
+            address.connect().await.map_err(|source| ClientError::Connect { endpoint: endpoint.to_owned(), source })?;
+        Ok(Self::over(channel))
+    }
+
+    /// A client over a channel that was set up elsewhere.
+    pub fn over(channel: Channel) -> Self {
+        let inner = ForecastServiceClient::new(channel)
+            .max_encoding_message_size(MAX_REQUEST_BYTES)
+            .max_decoding_message_size(MAX_RESPONSE_BYTES);
+        Self { inner, timeout: DEFAULT_TIMEOUT }
+    }
+
+    /// The same connection with another deadline for each call (30 s without).
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+
+    /// Quantiles per shard and metric, ordered by both.
+    ///
+    /// # Errors
+    /// [`ClientError::Call`] with `NotFound` if nothing was ever observed of any named shard, `InvalidArgument` for
+    /// impossible levels, `FailedPrecondition` if nothing was observed at all, `ResourceExhausted` if the server is
+    /// too busy; [`ClientError::Answer`] if the answer breaks a forecast's invariants.
+    pub async fn forecast(&self, query: &ForecastQuery) -> Result<Vec<SeriesForecast>, ClientError> {
+        let method = "Forecast";
+        let answer = self.inner.clone().forecast(self.request(query.into())).await.map_err(failed(method))?;
+        let series = answer.into_inner().series.into_iter().map(TryInto::try_into);
+        series.collect::<Result<_, _>>().map_err(refused(method))
+    }
+
+    /// The risk of each shard and limited resource, ordered by both.
+    ///
+    /// # Errors
+    /// As [`ForecastClient::forecast`]; `InvalidArgument` also without any limit.
+    pub async fn risk(&self, query: &RiskQuery) -> Result<Vec<ShardRisk>, ClientError> {
+        let method = "Risk";
+        let answer = self.inner.clone().risk(self.request(query.into())).await.map_err(failed(method))?;
+        let risks = answer.into_inner().risks.into_iter().map(TryInto::try_into);
+        risks.collect::<Result<_, _>>().map_err(refused(method))
+    }
+
+    /// Joint sample paths, and where those of each load come from.
+    ///
+    /// # Errors
+    /// As [`ForecastClient::forecast`]; `InvalidArgument` also if the set would be larger than the server makes.
+    pub async fn scenarios(&self, query: &ScenarioQuery) -> Result<(ScenarioSet, Vec<SeriesProvenance>), ClientError> {
+        let method = "Scenarios";
+        let answer = self.inner.clone().scenarios(self.request(query.into())).await.map_err(failed(method))?;
+        let mut stream = answer.into_inner();
+        let mut assembler = ScenarioAssembler::default();
+        while let Some(message) = stream.message().await.map_err(failed(method))? {
+            assembler.push(message).map_err(refused(method))?;
+        }
+        assembler.finish().map_err(refused(method))
+    }
+
+    /// Sends rows; returns once the accepted ones are on the server's disk. Sending rows again is harmless.
+    ///
+    /// # Errors
+    /// [`ClientError::Call`]; it is unknown then which rows arrived, so send all of them again.
+    pub async fn ingest(&self, rows: Vec<Observation>) -> Result<IngestSummary, ClientError> {
+        self.ingest_stream(futures::stream::iter(rows)).await
+    }
+
+    /// The same for a stream of rows; the deadline holds for all of it together.
+    ///
+    /// # Errors
+    /// As [`ForecastClient::ingest`].
+    pub async fn ingest_stream(
+        &self,
+        rows: impl Stream<Item = Observation> + Send + 'static,
+    ) -> Result<IngestSummary, ClientError> {
+        let method = "Ingest";
+        let batches = rows
+            .chunks(ROWS_PER_MESSAGE)
+            .map(|rows| v1::IngestRequest { rows: rows.iter().map(v1::Observation::from).collect() });
+        let answer = self.inner.clone().ingest(self.request(batches)).await.map_err(failed(method))?.into_inner();
+        Ok(IngestSummary {
+            accepted: answer.accepted,
+            duplicates: answer.duplicates,
+            refused: answer.refused.into_iter().map(|row| (row.shard_id, row.reason)).collect(),
+            refused_total: answer.refused_total,
+        })
+    }
+
+    /// The versions of the served model, by rising number.
+    ///
+    /// # Errors
+    /// [`ClientError::Call`] or [`ClientError::Answer`].
+    pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
+        let method = "Models";
+        let answer = self.inner.clone().models(self.request(v1::ModelsRequest {})).await.map_err(failed(method))?;
+        let models = answer.into_inner().models.into_iter().map(TryInto::try_into);
+        models.collect::<Result<_, _>>().map_err(refused(method))
+    }
+}
+
+fn failed(method: &'static str) -> impl Fn(tonic::Status) -> ClientError {
+    move |status| ClientError::Call { method, source: Box::new(status) }
+}
+
+fn refused(method: &'static str) -> impl Fn(WireError) -> ClientError {
+    move |source| ClientError::Answer { method, source }
+}
+
+impl From<&ModelInfo> for v1::ModelInfo {
+    fn from(info: &ModelInfo) -> Self {
+        Self {
+            version: Some(v1::ModelVersion { model: info.model.clone(), number: info.number }),
+            labels: info.labels.clone(),
+            trained_until: info.trained_until.map(crate::timestamp_to_wire),
+            loaded: info.loaded,
+            refused: info.refused.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<v1::ModelInfo> for ModelInfo {
+    type Error = WireError;
+    fn try_from(info: v1::ModelInfo) -> Result<Self, WireError> {
+        let ModelVersion { model, number } = info.version.ok_or(WireError::Missing { field: "version" })?.into();
+        let trained_until = match info.trained_until {
+            None => None,
+            some => Some(timestamp_from_wire("trained_until", some)?),
+        };
+        let refused = Some(info.refused).filter(|why| !why.is_empty());
+        Ok(Self { model, number, labels: info.labels, trained_until, loaded: info.loaded, refused })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn model_info_goes_both_ways() {
+        let info = ModelInfo {
+            model: "load".into(),
+            number: 3,
+            labels: vec!["champion".into()],
+            trained_until: Some(Timestamp::from_ms(1)),
+            loaded: false,
+            refused: Some("checksum".into()),
+        };
+        assert_eq!(ModelInfo::try_from(v1::ModelInfo::from(&info)), Ok(info));
+        assert!(ModelInfo::try_from(v1::ModelInfo::default()).is_err());
+    }
+
+    #[tokio::test]
+    async fn bad_endpoints_are_told_apart_from_silent_ones() {
+        let bad = ForecastClient::connect("no uri").await;
+        assert!(matches!(bad, Err(ClientError::Endpoint { .. })), "{bad:?}");
+        let silent = ForecastClient::connect("http://127.0.0.1:1").await;
+        assert!(matches!(silent, Err(ClientError::Connect { .. })), "{silent:?}");
+    }
+}
