@@ -177,4 +177,7 @@ pub struct Plan {
     pub refused: BTreeMap<String, u64>,
     /// The nodes, before and after.
     pub nodes: Vec<NodeRisk>,
+    /// What a reader must know besides: shards planned without a forecast, constraints that could not be met.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }

@@ -1,0 +1,217 @@
+//! What the planner is told to aim at and what it must not exceed.
+
+use serde::{Deserialize, Serialize};
+
+/// Which rules may ask for moves; constraints always may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuleSwitches {
+    /// P(load > limit) over the confidence.
+    pub threshold: bool,
+    /// Expected gain over expected cost.
+    pub cost_benefit: bool,
+    /// Predicted loads of two nodes differ markedly.
+    pub proactive_balancing: bool,
+    /// Predicted over one threshold and current over another.
+    pub reactive: bool,
+}
+
+impl Default for RuleSwitches {
+    fn default() -> Self {
+        Self { threshold: true, cost_benefit: true, proactive_balancing: true, reactive: true }
+    }
+}
+
+/// How far the search looks; what it leaves out is counted in the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SearchLimits {
+    /// Shards of one node that are tried, those that relieve it most first.
+    pub shards_per_node: usize,
+    /// Targets that are tried for one shard, the least loaded first.
+    pub targets_per_shard: usize,
+    /// Targets of one shard that a plan lists; the others are counted.
+    pub listed_targets: usize,
+}
+
+impl Default for SearchLimits {
+    fn default() -> Self {
+        Self { shards_per_node: 32, targets_per_shard: 16, listed_targets: 3 }
+    }
+}
+
+/// Settings of the planner. Shares are of a node's capacity: 1 is full. Costs and gains are in overload minutes: load
+/// over the limit, as share of capacity, integrated over minutes and summed over resources.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicySettings {
+    /// Share of capacity above which load counts as excess.
+    pub limit: f64,
+    /// Probability of being over the limit above which the threshold rule asks for a move.
+    pub confidence: f64,
+    /// Quantile over scenarios at which no plan may put a node over capacity.
+    pub capacity_quantile: f64,
+    /// Which rules may ask.
+    pub rules: RuleSwitches,
+    /// Reactive rule: predicted share (peak of the mean over scenarios) that must be exceeded.
+    pub overload_threshold: f64,
+    /// Reactive rule: share that the load last observed must exceed.
+    pub high_utilisation_threshold: f64,
+    /// Balancing rule: least difference of the predicted mean shares of two nodes.
+    pub balance_difference: f64,
+    /// Share above the mean of the cluster from which on imbalance is charged.
+    pub balance_band: f64,
+    /// Overload minutes charged per minute of a full node's load above the band; unused with the balancing rule off.
+    pub balance_weight: f64,
+    /// Least gain over the cost that is worth a move.
+    pub min_gain: f64,
+    /// The gain must exceed the cost by this share of it as well.
+    pub hysteresis: f64,
+    /// Overload minutes charged for each move as such.
+    pub churn_weight: f64,
+    /// Overload minutes charged per MiB/s sent over one millisecond of latency, for the planning window.
+    pub communication_weight: f64,
+    /// Copies at once in the cluster.
+    pub moves_in_flight: usize,
+    /// Copies at once on one node, as source or target.
+    pub moves_per_node: usize,
+    /// Moves in one plan.
+    pub moves_per_plan: usize,
+    /// How long a shard stays after it moved, model milliseconds.
+    pub cool_down_shard_ms: i64,
+    /// How long a node takes no other shard after one arrived, model milliseconds.
+    pub cool_down_node_ms: i64,
+    /// Whether a node that is over its limit at the capacity quantile, or draining, may carry the copies of shards that
+    /// leave it even where they put it over capacity. Without it a node that runs hot could never be relieved by a copy
+    /// that costs what is short; the copies are charged in any case.
+    pub relief_copies: bool,
+    /// How far the search looks.
+    pub search: SearchLimits,
+}
+
+impl Default for PolicySettings {
+    fn default() -> Self {
+        Self {
+            limit: 1.0,
+            confidence: 0.5,
+            capacity_quantile: 0.9,
+            rules: RuleSwitches::default(),
+            overload_threshold: 1.0,
+            high_utilisation_threshold: 0.8,
+            balance_difference: 0.3,
+            balance_band: 0.15,
+            balance_weight: 0.1,
+            min_gain: 0.5,
+            hysteresis: 0.1,
+            churn_weight: 0.25,
+            communication_weight: 0.01,
+            moves_in_flight: 2,
+            moves_per_node: 2,
+            moves_per_plan: 8,
+            cool_down_shard_ms: 3_600_000,
+            cool_down_node_ms: 0,
+            relief_copies: true,
+            search: SearchLimits::default(),
+        }
+    }
+}
+
+/// A setting out of its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("setting {name} is {value}, it must be {wanted}")]
+pub struct SettingsError {
+    /// Which.
+    pub name: &'static str,
+    /// Its value.
+    pub value: f64,
+    /// What would do.
+    pub wanted: &'static str,
+}
+
+impl PolicySettings {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// All settings that are out of range.
+    pub fn validate(&self) -> Result<(), Vec<SettingsError>> {
+        let mut errors = Vec::new();
+        let mut want = |ok: bool, name, value: f64, wanted| {
+            if !ok {
+                errors.push(SettingsError { name, value, wanted });
+            }
+        };
+        for (name, value) in [
+            ("limit", self.limit),
+            ("overload_threshold", self.overload_threshold),
+            ("high_utilisation_threshold", self.high_utilisation_threshold),
+            ("balance_difference", self.balance_difference),
+        ] {
+            want(value.is_finite() && value > 0.0, name, value, "a positive number");
+        }
+        for (name, value) in [
+            ("balance_band", self.balance_band),
+            ("balance_weight", self.balance_weight),
+            ("min_gain", self.min_gain),
+            ("hysteresis", self.hysteresis),
+            ("churn_weight", self.churn_weight),
+            ("communication_weight", self.communication_weight),
+        ] {
+            want(value.is_finite() && value >= 0.0, name, value, "a number that is not negative");
+        }
+        want((0.0..1.0).contains(&self.confidence), "confidence", self.confidence, "at least 0 and below 1");
+        let q = self.capacity_quantile;
+        want(q > 0.0 && q <= 1.0, "capacity_quantile", q, "above 0 and at most 1");
+        for (name, value) in [
+            ("moves_in_flight", self.moves_in_flight),
+            ("moves_per_node", self.moves_per_node),
+            ("moves_per_plan", self.moves_per_plan),
+            ("search.shards_per_node", self.search.shards_per_node),
+            ("search.targets_per_shard", self.search.targets_per_shard),
+            ("search.listed_targets", self.search.listed_targets),
+        ] {
+            want(value > 0, name, value as f64, "at least 1");
+        }
+        for (name, ms) in
+            [("cool_down_shard_ms", self.cool_down_shard_ms), ("cool_down_node_ms", self.cool_down_node_ms)]
+        {
+            want(ms >= 0, name, ms as f64, "a time that is not negative");
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// What a move that costs `cost` must gain to be worth it.
+    pub fn needed(&self, cost: f64) -> f64 {
+        cost * (1.0 + self.hysteresis) + self.min_gain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_all_errors_come_at_once() {
+        PolicySettings::default().validate().unwrap();
+        let bad = PolicySettings {
+            limit: 0.0,
+            confidence: 1.0,
+            capacity_quantile: f64::NAN,
+            min_gain: -1.0,
+            moves_in_flight: 0,
+            cool_down_node_ms: -1,
+            ..PolicySettings::default()
+        };
+        let names: Vec<_> = bad.validate().unwrap_err().into_iter().map(|e| e.name).collect();
+        assert_eq!(
+            names,
+            ["limit", "min_gain", "confidence", "capacity_quantile", "moves_in_flight", "cool_down_node_ms"]
+        );
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_and_missing_ones_defaults() {
+        assert!(serde_json::from_str::<PolicySettings>(r#"{"limt": 1.0}"#).is_err());
+        let some: PolicySettings = serde_json::from_str(r#"{"rules": {"reactive": false}, "limit": 0.9}"#).unwrap();
+        assert!(!some.rules.reactive && some.rules.threshold && some.limit == 0.9 && some.confidence == 0.5);
+    }
+}
