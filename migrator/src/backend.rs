@@ -55,7 +55,21 @@ pub struct Capabilities {
     pub resumable_copy: bool,
 }
 
+/// Which of the two owner changes of a migration a call belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// From the planned source to the planned target.
+    There,
+    /// The rollback: from the planned target, which owns the shard by now, to the planned source, fed by the reverse log.
+    Back,
+}
+
 /// The move that a backend call is about.
+///
+/// In a rollback (`way` is [`Way::Back`]) `source` is the node that owns the shard now, the planned target, and `target` is
+/// the planned source, whose copy still exists. Then `verify`, `fence`, `unfence`, `prove`, `seal`, `source_state`,
+/// `open_target` and `finish` get this reversed spec; what they bring to the target comes from the reverse log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveSpec {
     /// Which migration; names of external objects derive from it.
@@ -70,6 +84,20 @@ pub struct MoveSpec {
     pub epoch: Epoch,
     /// Guarantee.
     pub consistency: Consistency,
+    /// There or back.
+    pub way: Way,
+}
+
+impl MoveSpec {
+    /// The same migration the other way, by a source that owns the shard in `epoch`.
+    #[must_use]
+    pub fn reversed(&self, epoch: Epoch) -> Self {
+        let way = match self.way {
+            Way::There => Way::Back,
+            Way::Back => Way::There,
+        };
+        Self { source: self.target.clone(), target: self.source.clone(), epoch, way, ..self.clone() }
+    }
 }
 
 /// A place in the source's change log, opaque and ordered.
@@ -175,29 +203,32 @@ pub trait Backend: Send + Sync {
     /// Brings the target up to `fence_at` and compares what changed since `verified`.
     async fn prove(&self, spec: &MoveSpec, fence_at: Position, verified: &Verification) -> Result<Proof, BackendError>;
 
-    /// The point of no return: in one step, if the source is fenced in `spec.epoch` and its deadline has not passed, closes
-    /// it for good. Sealing what this migration has already sealed succeeds.
+    /// The point of no return: in one step, if the source is fenced in `spec.epoch` at `proof.fence_at` and its deadline has
+    /// not passed, closes it for good. Sealing what this migration has already sealed succeeds. The position matters: a
+    /// controller that slept through its own fence must not seal a later one with its old proof.
     ///
     /// # Errors
-    /// [`BackendError::Fenced`] if the source is open, its deadline has passed or its epoch differs.
+    /// [`BackendError::Fenced`] if the source is open, its deadline has passed, or its epoch or fence position differs.
     async fn seal(&self, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError>;
 
     /// What the source says of itself.
     async fn source_state(&self, spec: &MoveSpec) -> Result<SourceState, BackendError>;
 
-    /// Opens the target in the new epoch and starts recording its changes for the way back.
+    /// Opens the target in the new epoch and, on [`Way::There`], starts recording its changes for the way back.
     async fn open_target(&self, spec: &MoveSpec, epoch: Epoch) -> Result<(), BackendError>;
 
     /// Sends clients to the owner and releases their queued writes.
     async fn route(&self, shard: &ShardId, owner: &NodeId, epoch: Epoch) -> Result<(), BackendError>;
 
     /// Carries changes of the target back to the old source, so that it can take over again; returns how far it is behind.
+    /// Gets the spec of [`Way::There`].
     async fn reverse_catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError>;
 
     /// Before the seal: removes everything that this move made; the source serves as before.
     async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError>;
 
-    /// After retention: removes the source's copy and the reverse log (M5).
+    /// After retention: removes the source's copy and the reverse log (M5). After a rollback ([`Way::Back`], so that the
+    /// source is the planned target): removes that copy and both logs.
     async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError>;
 
     /// Rows of load per shard and of each node's residual since the last call.
