@@ -1,0 +1,24 @@
+//! The transition table of a migration: pure, so that every pair of state and event can be tested.
+//!
+//! ```text
+//! planned -> preparing -> copying -> catching_up -> verifying -> trying_way_back -> nearing
+//!                                        ^                                             |
+//!                                        +--- fence lost (bounded number of tries) ----+
+//!                                                                                      v
+//!                                                        fencing -> proving -> sealing = point of no return
+//!                                                                                      v
+//!                done <- finishing <- reversible <- routing <- opening <- sealed <-----+
+//! ```
+//!
+//! A rollback leaves `reversible` for `catching_up` on the leg back and goes through the same states a second time, with
+//! source and target swapped, to `rolled_back`. Before the seal a move goes back to where it came from (`undoing`, on the
+//! leg back `releasing`), after it only forward.
+
+mod event;
+mod state;
+mod step;
+
+pub use event::{Action, Event};
+pub(crate) use state::Tenure;
+pub use state::{Ending, Leg, MigrationState};
+pub use step::{IllegalTransition, step};
