@@ -1,1 +1,37 @@
-//! placeholder
+//! What was measured: load history in and out of Parquet, the regular grid that forecasts live on, evaluation protocols,
+//! forecasts, outcomes and decisions as files, topology, events, and a seeded workload generator.
+//!
+//! Reading never guesses. What a file lacks or has in a wrong type is an error that names the file and the column; values
+//! that are no numbers count as missing and are counted in a [`ReadReport`].
+
+mod atomic;
+mod calendar;
+mod columns;
+mod decode;
+mod error;
+mod fingerprint;
+mod folder;
+mod forecasts;
+mod grid;
+mod history;
+mod outcomes;
+mod protocol;
+mod read;
+mod rows;
+mod source;
+mod table;
+mod windows;
+mod write;
+
+pub use calendar::{Calendar, CalendarError, CalendarPoint};
+pub use error::HistoryError;
+pub use folder::HistoryFolder;
+pub use forecasts::{ForecastRow, ForecastsError, read_forecasts, write_forecasts};
+pub use grid::GridSeries;
+pub use history::{History, ReadFilter, ReadReport};
+pub use outcomes::{DecisionLog, OutcomeLog, read_decisions, read_outcomes};
+pub use protocol::{Bounds, Event, Protocol, ProtocolError, Refit, ScaleBasis, Target};
+pub use read::{read_history, stream_history};
+pub use table::TableError;
+pub use windows::{EvalSeries, LeftOut, LeftOutReason, evaluation_series};
+pub use write::write_history;

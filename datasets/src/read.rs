@@ -1,0 +1,122 @@
+//! Reading a history: one file, a dated folder of pieces, or a wide file.
+
+use std::path::Path;
+
+use foreshard_domain::Observation;
+use parquet::arrow::ProjectionMask;
+
+use crate::decode::{Decoder, Layout};
+use crate::history::{HistoryBuilder, ReadFilter, ReadReport};
+use crate::rows::Run;
+use crate::source::{self, Batches, OpenFailure};
+use crate::{History, HistoryError, folder};
+
+/// Rows decoded at a time.
+const BATCH_ROWS: usize = 32_768;
+
+/// Reads a history into memory.
+///
+/// `path` is a Parquet file in the long layout (`shard_id`, `ts`, metrics), a folder of `date=YYYY-MM-DD` folders (of
+/// rows of one shard and time the last written wins), or a wide file (`ts` and one column a series): its columns become
+/// series named `<file stem>/<column>` of the metric `value`. What was odd but readable is in [`History::report`].
+///
+/// # Errors
+/// [`HistoryError`]: unreadable or damaged files, missing columns, wrong types, rows without shard or time.
+pub fn read_history(path: &Path, filter: &ReadFilter) -> Result<History, HistoryError> {
+    let mut builder = HistoryBuilder::default();
+    if path.is_dir() {
+        for piece in folder::pieces(path)?.iter().filter(|piece| piece.may_hold(filter)) {
+            read_into(&piece.path, filter, &mut builder)?;
+        }
+    } else {
+        read_into(path, filter, &mut builder)?;
+    }
+    let history = builder.finish();
+    warn_of(path, history.report());
+    Ok(history)
+}
+
+fn warn_of(path: &Path, report: &ReadReport) {
+    if !report.is_clean() {
+        tracing::warn!(
+            path = %path.display(), duplicates = report.duplicates, not_finite = ?report.not_finite,
+            unknown_columns = ?report.unknown_columns, "the history has oddities; they count as missing or are passed over"
+        );
+    }
+}
+
+/// Reads a file into a builder that may hold rows of other files already.
+pub(crate) fn read_into(path: &Path, filter: &ReadFilter, builder: &mut HistoryBuilder) -> Result<(), HistoryError> {
+    let mut report = std::mem::take(&mut builder.report);
+    let read = scan(path, filter, &mut report, &mut |run| {
+        builder.push_run(run);
+        Ok(())
+    });
+    builder.report = report;
+    read
+}
+
+/// Hands the rows of a history on in batches, so that any length fits in memory.
+///
+/// Rows of a file come in its order, at most some ten thousand at once; rows of a dated folder come day by day, each day
+/// sorted by shard and time with the last written row of each. In a single file a repeated row is not removed: the later
+/// one comes later.
+///
+/// # Errors
+/// As [`read_history`], and whatever `on_rows` returns.
+pub fn stream_history(
+    path: &Path,
+    filter: &ReadFilter,
+    on_rows: &mut dyn FnMut(&[Observation]) -> Result<(), HistoryError>,
+) -> Result<(), HistoryError> {
+    let mut report = ReadReport::default();
+    if !path.is_dir() {
+        scan(path, filter, &mut report, &mut |run| {
+            let rows: Vec<Observation> = (0..run.ts.len()).filter_map(|i| run.observation(i)).collect();
+            on_rows(&rows)
+        })?;
+        warn_of(path, &report);
+        return Ok(());
+    }
+    let mut pieces = folder::pieces(path)?;
+    pieces.retain(|piece| piece.may_hold(filter));
+    for day in pieces.chunk_by(|a, b| a.day == b.day) {
+        let mut builder = HistoryBuilder::default();
+        for piece in day {
+            read_into(&piece.path, filter, &mut builder)?;
+        }
+        let history = builder.finish();
+        let rows: Vec<Observation> = history.observations().collect();
+        for part in rows.chunks(BATCH_ROWS) {
+            on_rows(part)?;
+        }
+    }
+    Ok(())
+}
+
+/// Decodes one file, row group by row group.
+fn scan(
+    path: &Path,
+    filter: &ReadFilter,
+    report: &mut ReadReport,
+    take: &mut dyn FnMut(&Run<'_>) -> Result<(), HistoryError>,
+) -> Result<(), HistoryError> {
+    let parquet = |source| HistoryError::Parquet { path: path.into(), source };
+    let reader = source::open(path).map_err(|failure| match failure {
+        OpenFailure::Io(source) => HistoryError::Io { doing: "open", path: path.into(), source },
+        OpenFailure::Parquet(source) => parquet(source),
+    })?;
+    let layout = Layout::of(path, reader.schema(), filter, report)?;
+    report.files += 1;
+    let wanted = layout.wanted();
+    let fields = reader.schema().fields().iter().enumerate();
+    let roots: Vec<usize> = fields.filter(|(_, f)| wanted.contains(&f.name().as_str())).map(|(i, _)| i).collect();
+    let mask = ProjectionMask::roots(reader.parquet_schema(), roots);
+    let batches = Batches::new(reader.with_projection(mask).with_batch_size(BATCH_ROWS)).map_err(parquet)?;
+    let mut decoder = Decoder { path, layout: &layout, filter, offset: 0 };
+    for batch in batches {
+        let batch = batch.map_err(parquet)?;
+        decoder.batch(&batch, report, take)?;
+    }
+    Ok(())
+}
