@@ -5,6 +5,7 @@
 //! speaks in these types, so that a load, a limit or an epoch means the same everywhere.
 
 mod cost;
+mod evaluation;
 mod forecast;
 mod ids;
 mod levels;
@@ -18,6 +19,10 @@ mod time;
 mod topology;
 
 pub use cost::{BackendKind, Consistency, CostModel, CostTerms, MoveFeatures, MovePrediction};
+pub use evaluation::{
+    Contender, ContenderRole, EvaluationReport, EvaluationSection, EventFigures, EventScores, Fact, FanWindow,
+    GateVerdict, LevelFigure, Scores, StepsFigure,
+};
 pub use forecast::{
     Calibration, Fallback, ForecastError, ModelVersion, Product, Provenance, QuantileForecast, SeriesForecast,
 };

@@ -1,1 +1,16 @@
-//! placeholder
+//! How models are learned and judged: fitting, rolling-origin evaluation, the gate, the registry, and the cost model of
+//! moves.
+
+mod cost;
+mod gate;
+mod labels;
+mod numbered;
+mod statistics;
+
+pub use cost::{
+    CostEvidence, CostFitError, CostRegistry, CostRegistryError, CostVerdict, PRIOR_WEIGHT, fit_cost_model,
+    judge_cost_model,
+};
+pub use gate::{Contest, GateLimits, gate};
+pub use labels::Labels;
+pub use numbered::{FileError, Reservation};

@@ -1,0 +1,81 @@
+//! Tables of figures, the subject beside its rivals and all beside seasonal naive.
+
+use foreshard_domain::{Contender, ContenderRole, EventFigures, Scores};
+use std::fmt::Write as _;
+
+use crate::text::{escape, figure, percent};
+
+/// The score table.
+pub(crate) fn scores(contenders: &[Contender], colors: &[&str]) -> String {
+    let naive = contenders.iter().find(|c| c.role == ContenderRole::SeasonalNaive).map(|c| &c.scores);
+    let mut html = String::from(
+        "<table><thead><tr><th></th><th>WQL</th><th>to naive</th><th>SQL geo.</th><th>to naive</th><th>SQL</th>\
+         <th>MASE</th><th>MASE med.</th><th>coverage 80 %</th><th>width 80 %</th></tr></thead><tbody>",
+    );
+    for (contender, color) in contenders.iter().zip(colors) {
+        let s = &contender.scores;
+        let ratio = |of: fn(&Scores) -> Option<f64>| ratio_cell(of(s), naive.and_then(of), contender.role);
+        let class = if contender.role == ContenderRole::Subject { " class='subject'" } else { "" };
+        let _ = write!(
+            html,
+            "<tr{class}><th><i style='background:{color}'></i>{}</th><td>{}</td>{}<td>{}</td>{}<td>{}</td><td>{}</td>\
+             <td>{}</td><td>{}</td><td>{}</td></tr>",
+            escape(&contender.name),
+            figure(s.wql),
+            ratio(|s| s.wql),
+            figure(s.sql_geo),
+            ratio(|s| s.sql_geo),
+            figure(s.sql),
+            figure(s.mase),
+            figure(s.mase_median),
+            percent(s.coverage_80),
+            percent(s.width_80)
+        );
+    }
+    html.push_str("</tbody></table>");
+    html
+}
+
+/// A ratio to seasonal naive: below one is better, and says so in colour and shape.
+fn ratio_cell(value: Option<f64>, naive: Option<f64>, role: ContenderRole) -> String {
+    let (Some(value), Some(naive)) = (value, naive.filter(|n| *n > 0.0)) else { return "<td>–</td>".to_owned() };
+    if role == ContenderRole::SeasonalNaive {
+        return "<td>1</td>".to_owned();
+    }
+    let ratio = value / naive;
+    let (class, arrow) = if ratio < 1.0 { ("better", "▼") } else { ("worse", "▲") };
+    format!("<td class='{class}'>{ratio:.3} {arrow}</td>")
+}
+
+/// The table of the event; nothing if no contender has one.
+pub(crate) fn event(contenders: &[Contender], colors: &[&str]) -> Option<String> {
+    let (windows, rate) = contenders.iter().find_map(|c| c.scores.event.map(|e| (e.windows, e.rate)))?;
+    let mut html = format!(
+        "<h3>Event: any step of the window over the limit</h3><p>It happened in {} of {windows} windows. Brier score (lower \
+         is better; mean probability in brackets).</p>",
+        percent(Some(rate))
+    );
+    html.push_str(
+        "<table><thead><tr><th></th><th>joint paths</th><th>as if independent</th><th>largest step</th>\
+         <th>climatology</th></tr></thead><tbody>",
+    );
+    for (contender, color) in contenders.iter().zip(colors) {
+        let Some(event) = contender.scores.event else { continue };
+        let cell = |of: fn(&EventFigures) -> Option<f64>| {
+            let brier = of(&event.brier);
+            let mean = of(&event.mean_probability).map_or(String::new(), |m| format!(" ({m:.3})"));
+            format!("<td>{}{mean}</td>", figure(brier))
+        };
+        let _ = write!(
+            html,
+            "<tr><th><i style='background:{color}'></i>{}</th>{}{}{}{}</tr>",
+            escape(&contender.name),
+            cell(|f| f.p_any),
+            cell(|f| Some(f.independent)),
+            cell(|f| Some(f.max_marginal)),
+            cell(|f| Some(f.climatology))
+        );
+    }
+    html.push_str("</tbody></table>");
+    Some(html)
+}
