@@ -100,6 +100,13 @@ impl QuantileForecast {
         Ok(Self { levels, values })
     }
 
+    /// The same value at every level of every step, at least one step; what is not finite becomes 0.
+    pub fn flat(levels: QuantileLevels, horizon: usize, value: f32) -> Self {
+        let value = if value.is_finite() { value } else { 0.0 };
+        let values = vec![value; horizon.max(1).saturating_mul(levels.len())];
+        Self { levels, values }
+    }
+
     /// The levels of every row.
     pub fn levels(&self) -> &QuantileLevels {
         &self.levels
@@ -357,6 +364,13 @@ mod tests {
         assert!(matches!(f.quantile(0, 0.95), Err(ForecastError::LevelOutside { .. })));
         assert!(matches!(f.quantile(1, 0.5), Err(ForecastError::StepOutside { .. })));
         assert!(matches!(f.quantile(0, f64::NAN), Err(ForecastError::LevelOutside { .. })));
+    }
+
+    #[test]
+    fn flat_is_a_forecast() {
+        let flat = QuantileForecast::flat(QuantileLevels::standard(), 3, 2.0);
+        assert_eq!(flat, QuantileForecast::new(QuantileLevels::standard(), vec![2.0; 39]).unwrap());
+        assert_eq!(QuantileForecast::flat(QuantileLevels::standard(), 0, f32::NAN).values(), [0.0; 13]);
     }
 
     #[test]

@@ -1,1 +1,41 @@
-//! placeholder
+//! What is learned: quantile forecasts of load series, their calibration and their joint behaviour.
+//!
+//! A [`Forecaster`] turns contexts (values up to an origin, never beyond it) into quantiles. Three kinds exist: the
+//! trained network ([`Trained`], usually inside a loaded [`Version`]), and the rivals [`LastValue`] and
+//! [`SeasonalNaive`], which are also what a series falls back to when its history does not carry the network.
+//!
+//! Scenarios come from rank templates ([`RankTemplates`]): where the truth fell in past forecasts, at the same moments
+//! for all series, pushed through today's quantiles.
+
+mod calendar;
+mod features;
+mod forecaster;
+mod gaps;
+mod lanes;
+mod network;
+mod rivals;
+mod scenarios;
+mod statistics;
+mod templates;
+mod templates_file;
+mod trained;
+mod version;
+mod widths;
+
+pub use features::{FeatureTable, Features, ORIGIN_QUANTILES};
+pub use forecaster::{Answer, Context, ForecastSpec, Forecaster, SpecError};
+pub use gaps::Filled;
+pub use lanes::{Lanes, LanesError};
+pub use network::{
+    Architecture, Batch, DropoutMasks, NetworkError, Outputs, Parameter, TENSOR_LEVELS, WeightTensors, Weights,
+    WeightsError, forward, read_weights, weights_bytes,
+};
+pub use rivals::{LastValue, SeasonalNaive, fall_back};
+pub use scenarios::{any_step, scenarios_from};
+pub use templates::{RankTemplates, TemplateLimits, TemplateSource, TemplatesError, rank_of};
+pub use trained::{MIN_HISTORY_DAYS, Trained, TrainedParts};
+pub use version::{
+    Calibrations, Manifest, ProductManifest, SCHEMA, Version, VersionError, VersionParts, VersionProduct,
+    write_version,
+};
+pub use widths::{WidthFactors, WidthSample};

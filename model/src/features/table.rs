@@ -1,0 +1,200 @@
+//! Features of many origins, in plain slices.
+
+use foreshard_domain::Timestamp;
+
+use super::origin::{OriginFeatures, STEP_ROW, Scratch};
+use super::{ANCHORS, Features, ORIGIN_ANCHORS, ORIGIN_INPUTS, ORIGIN_QUANTILES, PATCHES};
+use super::{ORIGIN_SPREADS, SPREADS, STEP_ANCHORS, STEP_INPUTS, STEP_SPREADS};
+use crate::{Batch, Filled, Lanes};
+
+/// Origins that one piece of work covers.
+const PIECE: usize = 32;
+
+/// Features of many origins; rows of a batch are copied out of it.
+#[derive(Debug)]
+pub struct FeatureTable {
+    features: Features,
+    rows: Vec<OriginFeatures>,
+}
+
+impl FeatureTable {
+    /// Computes the features of each (series, origin, time of the first target step). An origin is the index of the first
+    /// target step; only values before it are read (D1).
+    pub fn new(features: Features, origins: &[(&Filled, usize, Timestamp)], lanes: &Lanes) -> Self {
+        let pieces: Vec<_> = origins.chunks(PIECE).collect();
+        let computed = lanes.map(&pieces, |_, piece| {
+            let mut scratch = Scratch::default();
+            let of = |(filled, origin, start): &(&Filled, usize, Timestamp)| {
+                features.of_origin(filled, *origin, *start, &mut scratch)
+            };
+            piece.iter().map(of).collect::<Vec<_>>()
+        });
+        Self { features, rows: computed.into_iter().flatten().collect() }
+    }
+
+    /// How many origins.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no origin.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The shape of the features.
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// Centre and scale of an origin: x = z * scale + centre. (0, 1) past the end.
+    pub fn scaling(&self, origin: usize) -> (f32, f32) {
+        self.rows.get(origin).map_or((0.0, 1.0), |row| (row.loc, row.scale))
+    }
+
+    /// The inputs of `origins` at `steps`, in that order; origins for which `hide` is true show no quantiles.
+    /// Indices past the end are zeros.
+    pub fn batch(&self, origins: &[usize], steps: &[usize], hide: impl Fn(usize) -> bool) -> Batch {
+        let n = origins.len() * steps.len();
+        let width = self.features.patch_inputs();
+        let mut batch = Batch {
+            origins: origins.len(),
+            steps: steps.len(),
+            patch_inputs: width,
+            step_inputs: Vec::with_capacity(n * STEP_INPUTS),
+            origin_inputs: Vec::with_capacity(origins.len() * ORIGIN_INPUTS),
+            anchors: Vec::with_capacity(n * ANCHORS),
+            spreads: Vec::with_capacity(n * SPREADS),
+            patches: vec![Vec::with_capacity(origins.len() * width); PATCHES],
+        };
+        for (i, origin) in origins.iter().enumerate() {
+            if let Some(row) = self.rows.get(*origin) {
+                append(&mut batch, row, steps, hide(i), width);
+            } else {
+                append_zeros(&mut batch, steps.len(), width);
+            }
+        }
+        batch
+    }
+}
+
+fn append(batch: &mut Batch, row: &OriginFeatures, steps: &[usize], hide: bool, width: usize) {
+    const ANCHORS_END: usize = STEP_INPUTS + STEP_ANCHORS;
+    for step in steps {
+        let zeros = [0.0; STEP_ROW];
+        let row_of_step = row.steps.chunks_exact(STEP_ROW).nth(*step).unwrap_or(&zeros);
+        let (inputs, rest) = row_of_step.split_at(STEP_INPUTS);
+        let (anchors, spreads) = rest.split_at(ANCHORS_END - STEP_INPUTS);
+        batch.step_inputs.extend_from_slice(inputs);
+        batch.anchors.extend_from_slice(anchors);
+        batch.anchors.extend_from_slice(&row.recent.anchors);
+        batch.spreads.extend_from_slice(spreads);
+        batch.spreads.extend_from_slice(&row.recent.spreads);
+    }
+    let shown = if hide { ORIGIN_INPUTS - ORIGIN_QUANTILES } else { ORIGIN_INPUTS };
+    batch.origin_inputs.extend(row.recent.inputs.iter().take(shown));
+    batch.origin_inputs.extend(std::iter::repeat_n(0.0, ORIGIN_INPUTS - shown));
+    for (patch, values) in batch.patches.iter_mut().zip(row.patches.chunks_exact(width)) {
+        patch.extend_from_slice(values);
+    }
+}
+
+fn append_zeros(batch: &mut Batch, steps: usize, width: usize) {
+    batch.step_inputs.extend(std::iter::repeat_n(0.0, steps * STEP_INPUTS));
+    batch.anchors.extend(std::iter::repeat_n(0.0, steps * (STEP_ANCHORS + ORIGIN_ANCHORS)));
+    batch.spreads.extend(std::iter::repeat_n(0.0, steps * (STEP_SPREADS + ORIGIN_SPREADS)));
+    batch.origin_inputs.extend(std::iter::repeat_n(0.0, ORIGIN_INPUTS));
+    for patch in &mut batch.patches {
+        patch.extend(std::iter::repeat_n(0.0, width));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ForecastSpec;
+    use foreshard_domain::{Product, QuantileLevels, Step};
+
+    fn specs() -> [ForecastSpec; 3] {
+        let hourly = ForecastSpec {
+            step: Step::from_ms(3_600_000).unwrap(),
+            horizon: 168,
+            season_steps: 24,
+            levels: QuantileLevels::standard(),
+            ..ForecastSpec::of_product(Product::NextDay)
+        };
+        [ForecastSpec::of_product(Product::NextHours), ForecastSpec::of_product(Product::NextDay), hourly]
+    }
+
+    fn wave(n: usize) -> Vec<f32> {
+        (0..n).map(|i| if i % 41 == 7 { f32::NAN } else { 50.0 + (i as f32 / 30.0).sin() * 20.0 + (i % 13) as f32 }).collect()
+    }
+
+    fn bits(batch: &Batch) -> Vec<u32> {
+        let parts = [&batch.step_inputs, &batch.origin_inputs, &batch.anchors, &batch.spreads];
+        parts.into_iter().chain(&batch.patches).flatten().map(|v| v.to_bits()).collect()
+    }
+
+    #[test]
+    fn d1_features_do_not_see_the_future() {
+        let lanes = Lanes::new(1).unwrap();
+        for spec in specs() {
+            let features = Features::new(&spec);
+            let n = spec.season_steps * 16;
+            let origin = n - spec.horizon;
+            let honest = wave(n);
+            let steps: Vec<usize> = (0..spec.horizon).collect();
+            let made = |values: &[f32]| {
+                let filled = Filled::new(values, spec.season_steps);
+                let table = FeatureTable::new(features, &[(&filled, origin, Timestamp::from_ms(0))], &lanes);
+                (bits(&table.batch(&[0], &steps, |_| false)), table.scaling(0))
+            };
+            let expected = made(&honest);
+            for junk in [f32::NAN, 1e9, f32::NEG_INFINITY] {
+                let mut corrupt = honest.clone();
+                corrupt[origin..].fill(junk);
+                assert_eq!(made(&corrupt), expected);
+            }
+            assert_eq!(made(&honest[..origin]), expected);
+        }
+    }
+
+    #[test]
+    fn features_are_finite_at_any_length() {
+        let lanes = Lanes::new(2).unwrap();
+        for spec in specs() {
+            let features = Features::new(&spec);
+            for n in [0, 1, 30, spec.season_steps, spec.season_steps * 9] {
+                for values in [wave(n), vec![0.0; n], vec![f32::NAN; n], vec![1e30; n]] {
+                    let filled = Filled::new(&values, spec.season_steps);
+                    let table = FeatureTable::new(features, &[(&filled, n, Timestamp::from_ms(0))], &lanes);
+                    let batch = table.batch(&[0, 9], &[0, spec.horizon - 1], |i| i == 0);
+                    assert!(bits(&batch).iter().all(|b| f32::from_bits(*b).is_finite()), "{n}");
+                    assert_eq!(batch.step_inputs.len(), 4 * STEP_INPUTS);
+                    assert_eq!(batch.anchors.len(), 4 * ANCHORS);
+                    assert_eq!(batch.spreads.len(), 4 * SPREADS);
+                    assert_eq!(batch.patches[13].len(), 2 * features.patch_inputs());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lags_are_where_they_should_be() {
+        let lanes = Lanes::new(1).unwrap();
+        let spec = ForecastSpec { season_steps: 24, horizon: 30, ..specs()[2].clone() };
+        let features = Features::new(&spec);
+        let values: Vec<f32> = (0..24 * 30).map(|i| i as f32).collect();
+        let filled = Filled::new(&values, 24);
+        let origin = 24 * 29;
+        let table = FeatureTable::new(features, &[(&filled, origin, Timestamp::from_ms(0))], &lanes);
+        let (loc, scale) = table.scaling(0);
+        let batch = table.batch(&[0], &[0, 29], |_| false);
+        let raw = |z: f32| (z * scale + loc).round() as usize;
+        // Step 0: a day and a week earlier; step 29: the newest earlier value of its slot is two days back.
+        assert_eq!((raw(batch.anchors[0]), raw(batch.anchors[1])), (origin - 24, origin - 168));
+        let second = &batch.anchors[ANCHORS..];
+        assert_eq!((raw(second[0]), raw(second[1])), (origin + 29 - 48, origin + 29 - 168));
+        assert_eq!(raw(second[STEP_ANCHORS + 2]), origin - 1);
+    }
+}

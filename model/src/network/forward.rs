@@ -1,0 +1,315 @@
+//! One pass through the network.
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::ops::sigmoid;
+
+use super::{Architecture, Weights};
+use crate::features::{ANCHORS, ORIGIN_INPUTS, PATCHES, SPREADS, STEP_INPUTS};
+
+/// The levels that every network learns, the median in the middle.
+pub const TENSOR_LEVELS: [f64; 13] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99];
+const MEDIAN: usize = TENSOR_LEVELS.len() / 2;
+const INCREMENTS: usize = TENSOR_LEVELS.len() - 1;
+/// How sharply the mixtures of anchors and spreads may choose.
+const MIXTURE_GAIN: f64 = 3.0;
+/// Least spread in z, so that a constant past cannot freeze the quantiles together.
+const LEAST_SPREAD: f64 = 0.01;
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The tensor library refused an operation.
+    #[error("the network could not be computed")]
+    Tensor(#[from] candle_core::Error),
+    /// The inputs do not fit the sizes of the network.
+    #[error("{what} should hold {want} numbers but holds {got}")]
+    Shape {
+        /// Which inputs.
+        what: &'static str,
+        /// Numbers wanted.
+        want: usize,
+        /// Numbers given.
+        got: usize,
+    },
+}
+
+/// Inputs of some origins at some steps, in z; plain numbers, row-major, rows in the order (origin, step).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Number of origins.
+    pub origins: usize,
+    /// Number of steps of each origin.
+    pub steps: usize,
+    /// Values of one patch.
+    pub patch_inputs: usize,
+    /// origins x steps x step inputs.
+    pub step_inputs: Vec<f32>,
+    /// origins x origin inputs.
+    pub origin_inputs: Vec<f32>,
+    /// origins x steps x anchors.
+    pub anchors: Vec<f32>,
+    /// origins x steps x spreads.
+    pub spreads: Vec<f32>,
+    /// For each day, oldest first: origins x patch inputs.
+    pub patches: Vec<Vec<f32>>,
+}
+
+/// Factors that switch units off during training: 0 or 1 / (share kept).
+#[derive(Debug, Clone, PartialEq)]
+pub struct DropoutMasks {
+    /// For each day: origins x encoder units; empty without an encoder.
+    pub patches: Vec<Vec<f32>>,
+    /// (origins x steps) x decoder units.
+    pub decoder: Vec<f32>,
+}
+
+/// The weights as tensors, each able to collect a gradient.
+#[derive(Debug, Clone)]
+pub struct WeightTensors {
+    architecture: Architecture,
+    vars: Vec<(&'static str, Var)>,
+}
+
+/// What a pass gives: (origins x steps) x 13 quantiles in z.
+#[derive(Debug, Clone)]
+pub struct Outputs {
+    /// The quantiles; they rise along the levels by construction.
+    pub quantiles: Tensor,
+}
+
+impl WeightTensors {
+    /// Copies weights into tensors.
+    ///
+    /// # Errors
+    /// [`NetworkError`] if the numbers do not fill the parameters.
+    pub fn new(weights: &Weights) -> Result<Self, NetworkError> {
+        let architecture = weights.architecture;
+        let (want, got) = (architecture.size(), weights.values.len());
+        if want != got {
+            return Err(NetworkError::Shape { what: "weights", want, got });
+        }
+        let mut rest = weights.values.as_slice();
+        let mut vars = Vec::new();
+        for parameter in architecture.parameters() {
+            let (values, after) = rest.split_at(parameter.len().min(rest.len()));
+            rest = after;
+            vars.push((parameter.name, Var::from_slice(values, parameter.shape, &Device::Cpu)?));
+        }
+        Ok(Self { architecture, vars })
+    }
+
+    /// The parameters' variables in their fixed order.
+    pub fn vars(&self) -> impl Iterator<Item = &Var> {
+        self.vars.iter().map(|(_, var)| var)
+    }
+
+    fn get(&self, name: &'static str) -> Result<&Tensor, NetworkError> {
+        let found = self.vars.iter().find(|(n, _)| *n == name);
+        let missing = || candle_core::Error::CannotFindTensor { path: name.to_owned() };
+        Ok(found.map(|(_, var)| var.as_tensor()).ok_or_else(missing)?)
+    }
+
+    /// x W + b.
+    fn linear(&self, x: &Tensor, weight: &'static str, bias: &'static str) -> Result<Tensor, NetworkError> {
+        Ok(x.matmul(self.get(weight)?)?.broadcast_add(self.get(bias)?)?)
+    }
+}
+
+impl Batch {
+    fn check(&self) -> Result<(), NetworkError> {
+        let rows = self.origins * self.steps;
+        let parts = [
+            ("step inputs", rows * STEP_INPUTS, self.step_inputs.len()),
+            ("origin inputs", self.origins * ORIGIN_INPUTS, self.origin_inputs.len()),
+            ("anchors", rows * ANCHORS, self.anchors.len()),
+            ("spreads", rows * SPREADS, self.spreads.len()),
+            ("patches", PATCHES * self.origins * self.patch_inputs, self.patches.iter().map(Vec::len).sum()),
+        ];
+        let wrong = parts.into_iter().find(|(_, want, got)| want != got);
+        wrong.map_or(Ok(()), |(what, want, got)| Err(NetworkError::Shape { what, want, got }))
+    }
+}
+
+fn matrix(values: &[f32], rows: usize, columns: usize) -> Result<Tensor, NetworkError> {
+    Ok(Tensor::from_slice(values, (rows, columns), &Device::Cpu)?)
+}
+
+/// Quantiles of a batch in z; with `masks`, as during training.
+///
+/// The median is a mixture of anchors plus an offset in units of a mixture of spreads; the other levels lie outward of it
+/// by sums of positive increments, so they cannot cross (F1).
+///
+/// # Errors
+/// [`NetworkError`] if the inputs do not fit the network.
+pub fn forward(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMasks>) -> Result<Outputs, NetworkError> {
+    batch.check()?;
+    let (rows, units) = (batch.origins * batch.steps, weights.architecture.decoder);
+    let origin_inputs = matrix(&batch.origin_inputs, batch.origins, ORIGIN_INPUTS)?;
+    let mut whole = weights.linear(&origin_inputs, "decoder.origin.weight", "decoder.bias")?;
+    if weights.architecture.encoder > 0 {
+        whole = (whole + encode(weights, batch, masks)?)?;
+    }
+    let steps = matrix(&batch.step_inputs, rows, STEP_INPUTS)?.matmul(weights.get("decoder.step.weight")?)?;
+    let steps = steps.reshape((batch.origins, batch.steps, units))?;
+    let hidden = steps.broadcast_add(&whole.reshape((batch.origins, 1, units))?)?.reshape((rows, units))?.gelu()?;
+    let hidden = match masks {
+        Some(masks) => (hidden * matrix(&masks.decoder, rows, units)?)?,
+        None => hidden,
+    };
+    let further = weights.linear(&hidden, "decoder.hidden.weight", "decoder.hidden.bias")?.gelu()?;
+    head(weights, &(hidden + further)?, batch)
+}
+
+/// Reads the days one after the other; the last state and the last patch go to the decoder.
+fn encode(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMasks>) -> Result<Tensor, NetworkError> {
+    let units = weights.architecture.encoder;
+    let mut state: Option<(Tensor, Tensor)> = None;
+    let mut last = None;
+    for (day, values) in batch.patches.iter().enumerate() {
+        let inputs = matrix(values, batch.origins, batch.patch_inputs)?;
+        let mut patch = weights.linear(&inputs, "encoder.patch.weight", "encoder.patch.bias")?.gelu()?;
+        if let Some(mask) = masks.and_then(|m| m.patches.get(day)) {
+            patch = (patch * matrix(mask, batch.origins, units)?)?;
+        }
+        let mut gates = weights.linear(&patch, "encoder.lstm.input", "encoder.lstm.bias")?;
+        if let Some((hidden, _)) = &state {
+            gates = (gates + hidden.matmul(weights.get("encoder.lstm.state")?)?)?;
+        }
+        let gate = |k: usize| gates.narrow(1, k * units, units)?.contiguous();
+        let (input, forget, cell, output) = (sigmoid(&gate(0)?)?, sigmoid(&gate(1)?)?, gate(2)?.tanh()?, sigmoid(&gate(3)?)?);
+        let new = (input * cell)?;
+        let cell = match &state {
+            Some((_, cell)) => ((forget * cell)? + new)?,
+            None => new,
+        };
+        state = Some(((output * cell.tanh()?)?, cell));
+        last = Some(patch);
+    }
+    let missing = || NetworkError::Shape { what: "patches", want: PATCHES, got: 0 };
+    let ((hidden, _), last) = state.zip(last).ok_or_else(missing)?;
+    Ok(Tensor::cat(&[&hidden, &last], 1)?.matmul(weights.get("encoder.out.weight")?)?)
+}
+
+/// Softmax over the columns times `values`, summed: one number a row.
+fn mixture(scores: &Tensor, values: &Tensor) -> Result<Tensor, NetworkError> {
+    // Shifted by the row's largest score, which is a constant to the gradient: softmax does not depend on it.
+    let scores = (scores * MIXTURE_GAIN)?;
+    let shifted = scores.broadcast_sub(&scores.max_keepdim(1)?.detach())?.exp()?;
+    Ok(((&shifted * values)?.sum_keepdim(1)? / shifted.sum_keepdim(1)?)?)
+}
+
+fn head(weights: &WeightTensors, hidden: &Tensor, batch: &Batch) -> Result<Outputs, NetworkError> {
+    let rows = batch.origins * batch.steps;
+    let anchors = matrix(&batch.anchors, rows, ANCHORS)?;
+    let spreads = matrix(&batch.spreads, rows, SPREADS)?;
+    let centre = mixture(&weights.linear(hidden, "head.anchors.weight", "head.anchors.bias")?, &anchors)?;
+    let spread = mixture(&weights.linear(hidden, "head.spreads.weight", "head.spreads.bias")?, &spreads)?;
+    let spread = (spread + LEAST_SPREAD)?;
+    let offset = weights.linear(hidden, "head.offset.weight", "head.offset.bias")?;
+    let median = (centre + (offset * &spread)?)?;
+    let increments = softplus(&weights.linear(hidden, "head.increments.weight", "head.increments.bias")?)?;
+    let outward = increments.matmul(&outward_sums()?)?;
+    let quantiles = outward.broadcast_mul(&spread)?.broadcast_add(&median)?;
+    Ok(Outputs { quantiles })
+}
+
+/// ln(1 + e^x) without overflow.
+fn softplus(x: &Tensor) -> Result<Tensor, NetworkError> {
+    let tail = (x.abs()?.neg()?.exp()? + 1.0)?.log()?;
+    Ok((x.relu()? + tail)?)
+}
+
+/// increments x levels: which increments add up, outward from the median, to each level's distance from it.
+fn outward_sums() -> Result<Tensor, NetworkError> {
+    let mut sums = vec![0.0f32; INCREMENTS * TENSOR_LEVELS.len()];
+    for (increment, row) in sums.chunks_exact_mut(TENSOR_LEVELS.len()).enumerate() {
+        for (level, sum) in row.iter_mut().enumerate() {
+            // Increments 0..6 lead down from the median, 6..12 up.
+            if increment < MEDIAN && level < MEDIAN && MEDIAN - level > increment {
+                *sum = -1.0;
+            } else if increment >= MEDIAN && level > MEDIAN && level - MEDIAN > increment - MEDIAN {
+                *sum = 1.0;
+            }
+        }
+    }
+    Ok(Tensor::from_vec(sums, (INCREMENTS, TENSOR_LEVELS.len()), &Device::Cpu)?.to_dtype(DType::F32)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    pub(super) fn random_batch(rng: &mut ChaCha8Rng, origins: usize, steps: usize, size: f32) -> Batch {
+        let mut fill = |n: usize| (0..n).map(|_| (rng.random::<f32>() - 0.5) * size).collect::<Vec<f32>>();
+        let rows = origins * steps;
+        Batch {
+            origins,
+            steps,
+            patch_inputs: 9,
+            step_inputs: fill(rows * STEP_INPUTS),
+            origin_inputs: fill(origins * ORIGIN_INPUTS),
+            anchors: fill(rows * ANCHORS),
+            spreads: fill(rows * SPREADS).into_iter().map(f32::abs).collect(),
+            patches: (0..PATCHES).map(|_| fill(origins * 9)).collect(),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn f1_network_quantiles_cannot_cross(seed in 0u64..1000, size in prop_oneof![Just(1f32), Just(100.0), Just(1e-4)]) {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let sizes = Architecture { patch_inputs: 9, encoder: 4, decoder: 8 };
+            let mut weights = sizes.initial(&mut rng);
+            weights.values.iter_mut().for_each(|w| *w *= 3.0);
+            let batch = random_batch(&mut rng, 3, 5, size);
+            let out = forward(&WeightTensors::new(&weights).unwrap(), &batch, None).unwrap();
+            for row in out.quantiles.to_vec2::<f32>().unwrap() {
+                prop_assert_eq!(row.len(), 13);
+                prop_assert!(row.windows(2).all(|p| p[0] <= p[1]), "{:?}", row);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_agree_with_differences() {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let sizes = Architecture { patch_inputs: 9, encoder: 3, decoder: 4 };
+        let weights = sizes.initial(&mut rng);
+        let batch = random_batch(&mut rng, 2, 3, 2.0);
+        let loss = |w: &Weights| {
+            let tensors = WeightTensors::new(w).unwrap();
+            let sum = forward(&tensors, &batch, None).unwrap().quantiles.sqr().unwrap().sum_all().unwrap();
+            (sum, tensors)
+        };
+        let (sum, tensors) = loss(&weights);
+        let gradients = sum.backward().unwrap();
+        let flat: Vec<f32> = tensors
+            .vars()
+            .flat_map(|v| gradients.get(v).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
+            .collect();
+        for i in (0..flat.len()).step_by(7) {
+            let at = |d: f32| {
+                let mut w = weights.clone();
+                w.values[i] += d;
+                loss(&w).0.to_scalar::<f32>().unwrap()
+            };
+            let difference = (at(0.01) - at(-0.01)) / 0.02;
+            assert!((difference - flat[i]).abs() < 0.02 * difference.abs().max(1.0), "{i}: {difference} {}", flat[i]);
+        }
+    }
+
+    #[test]
+    fn misshapen_inputs_are_refused() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let sizes = Architecture { patch_inputs: 9, encoder: 4, decoder: 8 };
+        let tensors = WeightTensors::new(&sizes.initial(&mut rng)).unwrap();
+        let mut batch = random_batch(&mut rng, 2, 2, 1.0);
+        batch.anchors.pop();
+        let error = forward(&tensors, &batch, None).unwrap_err();
+        assert_eq!(error.to_string(), "anchors should hold 64 numbers but holds 63");
+    }
+}

@@ -1,0 +1,9 @@
+//! The network: a patched LSTM encoder, a parallel decoder over lag features, quantiles that cannot cross.
+
+mod architecture;
+mod forward;
+mod weights;
+
+pub use architecture::{Architecture, Parameter};
+pub use forward::{Batch, DropoutMasks, NetworkError, Outputs, TENSOR_LEVELS, WeightTensors, forward};
+pub use weights::{Weights, WeightsError, read_weights, weights_bytes};
