@@ -40,6 +40,14 @@ pub(crate) fn as_steps(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
+/// How [`Bounds`] are spelt in files.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Bounds", rename_all = "snake_case")]
+enum BoundsName {
+    Load,
+    None,
+}
+
 /// What a forecaster forecasts: steps, horizon, season and levels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +61,7 @@ pub struct ForecastSpec {
     /// Levels of the answers.
     pub levels: QuantileLevels,
     /// What values are physically possible.
+    #[serde(with = "BoundsName")]
     pub bounds: Bounds,
 }
 

@@ -22,14 +22,17 @@ impl FeatureTable {
     /// target step; only values before it are read (D1).
     pub fn new(features: Features, origins: &[(&Filled, usize, Timestamp)], lanes: &Lanes) -> Self {
         let pieces: Vec<_> = origins.chunks(PIECE).collect();
-        let computed = lanes.map(&pieces, |_, piece| {
-            let mut scratch = Scratch::default();
-            let of = |(filled, origin, start): &(&Filled, usize, Timestamp)| {
-                features.of_origin(filled, *origin, *start, &mut scratch)
-            };
-            piece.iter().map(of).collect::<Vec<_>>()
-        });
+        let computed = lanes.map(&pieces, |_, piece| Self::here(features, piece).rows);
         Self { features, rows: computed.into_iter().flatten().collect() }
+    }
+
+    /// The same on the calling thread.
+    pub(crate) fn here(features: Features, origins: &[(&Filled, usize, Timestamp)]) -> Self {
+        let mut scratch = Scratch::default();
+        let of = |(filled, origin, start): &(&Filled, usize, Timestamp)| {
+            features.of_origin(filled, *origin, *start, &mut scratch)
+        };
+        Self { features, rows: origins.iter().map(of).collect() }
     }
 
     /// How many origins.

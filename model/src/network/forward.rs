@@ -63,11 +63,11 @@ pub struct DropoutMasks {
     pub decoder: Vec<f32>,
 }
 
-/// The weights as tensors, each able to collect a gradient.
+/// The weights as tensors.
 #[derive(Debug, Clone)]
 pub struct WeightTensors {
     architecture: Architecture,
-    vars: Vec<(&'static str, Var)>,
+    tensors: Vec<(&'static str, Tensor)>,
 }
 
 /// What a pass gives: (origins x steps) x 13 quantiles in z.
@@ -78,35 +78,50 @@ pub struct Outputs {
 }
 
 impl WeightTensors {
-    /// Copies weights into tensors.
+    /// Copies weights into tensors that collect gradients.
     ///
     /// # Errors
     /// [`NetworkError`] if the numbers do not fill the parameters.
-    pub fn new(weights: &Weights) -> Result<Self, NetworkError> {
+    pub fn trainable(weights: &Weights) -> Result<Self, NetworkError> {
+        Self::new(weights, |values, shape| Ok(Var::from_slice(values, shape, &Device::Cpu)?.into_inner()))
+    }
+
+    /// Copies weights into tensors that only compute.
+    ///
+    /// # Errors
+    /// [`NetworkError`] if the numbers do not fill the parameters.
+    pub fn frozen(weights: &Weights) -> Result<Self, NetworkError> {
+        Self::new(weights, |values, shape| Tensor::from_slice(values, shape, &Device::Cpu))
+    }
+
+    fn new(
+        weights: &Weights,
+        tensor: impl Fn(&[f32], (usize, usize)) -> candle_core::Result<Tensor>,
+    ) -> Result<Self, NetworkError> {
         let architecture = weights.architecture;
         let (want, got) = (architecture.size(), weights.values.len());
         if want != got {
             return Err(NetworkError::Shape { what: "weights", want, got });
         }
         let mut rest = weights.values.as_slice();
-        let mut vars = Vec::new();
+        let mut tensors = Vec::new();
         for parameter in architecture.parameters() {
             let (values, after) = rest.split_at(parameter.len().min(rest.len()));
             rest = after;
-            vars.push((parameter.name, Var::from_slice(values, parameter.shape, &Device::Cpu)?));
+            tensors.push((parameter.name, tensor(values, parameter.shape)?));
         }
-        Ok(Self { architecture, vars })
+        Ok(Self { architecture, tensors })
     }
 
-    /// The parameters' variables in their fixed order.
-    pub fn vars(&self) -> impl Iterator<Item = &Var> {
-        self.vars.iter().map(|(_, var)| var)
+    /// The parameters' tensors in their fixed order.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.tensors.iter().map(|(_, tensor)| tensor)
     }
 
     fn get(&self, name: &'static str) -> Result<&Tensor, NetworkError> {
-        let found = self.vars.iter().find(|(n, _)| *n == name);
+        let found = self.tensors.iter().find(|(n, _)| *n == name);
         let missing = || candle_core::Error::CannotFindTensor { path: name.to_owned() };
-        Ok(found.map(|(_, var)| var.as_tensor()).ok_or_else(missing)?)
+        Ok(found.map(|(_, tensor)| tensor).ok_or_else(missing)?)
     }
 
     /// x W + b.
@@ -266,7 +281,7 @@ mod tests {
             let mut weights = sizes.initial(&mut rng);
             weights.values.iter_mut().for_each(|w| *w *= 3.0);
             let batch = random_batch(&mut rng, 3, 5, size);
-            let out = forward(&WeightTensors::new(&weights).unwrap(), &batch, None).unwrap();
+            let out = forward(&WeightTensors::frozen(&weights).unwrap(), &batch, None).unwrap();
             for row in out.quantiles.to_vec2::<f32>().unwrap() {
                 prop_assert_eq!(row.len(), 13);
                 prop_assert!(row.windows(2).all(|p| p[0] <= p[1]), "{:?}", row);
@@ -281,14 +296,14 @@ mod tests {
         let weights = sizes.initial(&mut rng);
         let batch = random_batch(&mut rng, 2, 3, 2.0);
         let loss = |w: &Weights| {
-            let tensors = WeightTensors::new(w).unwrap();
+            let tensors = WeightTensors::trainable(w).unwrap();
             let sum = forward(&tensors, &batch, None).unwrap().quantiles.sqr().unwrap().sum_all().unwrap();
             (sum, tensors)
         };
         let (sum, tensors) = loss(&weights);
         let gradients = sum.backward().unwrap();
         let flat: Vec<f32> = tensors
-            .vars()
+            .tensors()
             .flat_map(|v| gradients.get(v).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
             .collect();
         for i in (0..flat.len()).step_by(7) {
@@ -306,7 +321,7 @@ mod tests {
     fn misshapen_inputs_are_refused() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let sizes = Architecture { patch_inputs: 9, encoder: 4, decoder: 8 };
-        let tensors = WeightTensors::new(&sizes.initial(&mut rng)).unwrap();
+        let tensors = WeightTensors::frozen(&sizes.initial(&mut rng)).unwrap();
         let mut batch = random_batch(&mut rng, 2, 2, 1.0);
         batch.anchors.pop();
         let error = forward(&tensors, &batch, None).unwrap_err();

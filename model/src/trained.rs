@@ -1,0 +1,198 @@
+//! The trained network as a forecaster.
+
+use std::sync::Arc;
+
+use foreshard_domain::{Calibration, Fallback, Timestamp};
+
+use crate::features::Features;
+use crate::forecaster::as_steps;
+use crate::rivals::{checked, missing_share};
+use crate::widths::rise_outward;
+use crate::{
+    Answer, Context, FeatureTable, Filled, ForecastSpec, Forecaster, Lanes, NetworkError, TENSOR_LEVELS, WeightTensors,
+    Weights, WidthFactors, fall_back, forward,
+};
+
+const LEVELS: usize = TENSOR_LEVELS.len();
+/// Contexts that one pass through the network covers.
+const PIECE: usize = 16;
+/// Least history in seasons with which the network answers; below it a seasonal baseline is better.
+pub const MIN_HISTORY_DAYS: usize = 7;
+/// Largest share of the last seven seasons that may be missing.
+const MOST_MISSING: f32 = 0.5;
+
+/// What a trained forecaster is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainedParts {
+    /// Name of the product, such as `next_hours`.
+    pub name: String,
+    /// What it forecasts.
+    pub spec: ForecastSpec,
+    /// The networks whose quantiles are averaged; at least one.
+    pub members: Vec<Weights>,
+    /// Correction of the widths, if one was fitted.
+    pub widths: Option<WidthFactors>,
+}
+
+/// Networks of one product, ready to answer.
+#[derive(Debug)]
+pub struct Trained {
+    parts: TrainedParts,
+    features: Features,
+    tensors: Vec<WeightTensors>,
+    lanes: Arc<Lanes>,
+}
+
+/// Quantiles of one context at the learned levels, one row a step, in units of the metric; not yet bounded.
+type Rows = Vec<[f32; LEVELS]>;
+
+impl Trained {
+    /// Makes networks ready.
+    ///
+    /// # Errors
+    /// [`NetworkError`] if there is no network, or weights do not fit their sizes or the features of the spec.
+    pub fn new(parts: TrainedParts, lanes: Arc<Lanes>) -> Result<Self, NetworkError> {
+        let features = Features::new(&parts.spec);
+        if parts.members.is_empty() {
+            return Err(NetworkError::Shape { what: "members", want: 1, got: 0 });
+        }
+        let (want, mut sizes) = (features.patch_inputs(), parts.members.iter().map(|m| m.architecture.patch_inputs));
+        if let Some(got) = sizes.find(|got| *got != want) {
+            return Err(NetworkError::Shape { what: "patch", want, got });
+        }
+        let tensors = parts.members.iter().map(WeightTensors::frozen).collect::<Result<_, _>>()?;
+        Ok(Self { parts, features, tensors, lanes })
+    }
+
+    /// What it is made of.
+    pub fn parts(&self) -> &TrainedParts {
+        &self.parts
+    }
+
+    /// The shape of its features.
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// What is done to the widths of its quantiles.
+    pub fn calibration(&self) -> Calibration {
+        if self.parts.widths.is_some() { Calibration::SplitConformal } else { Calibration::None }
+    }
+
+    /// Quantiles at the learned levels for origins of filled series, one row a step, in units of the metric, before any
+    /// correction of widths and without bounds. An origin is the index of the first target step.
+    ///
+    /// # Errors
+    /// [`NetworkError`] if the tensor library fails.
+    pub fn raw_quantiles(
+        &self,
+        origins: &[(&Filled, usize, Timestamp)],
+    ) -> Result<Vec<Vec<[f32; TENSOR_LEVELS.len()]>>, NetworkError> {
+        let pieces: Vec<_> = origins.chunks(PIECE).collect();
+        let done = self.lanes.map(&pieces, |_, piece| self.piece(piece));
+        Ok(done.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
+    fn piece(&self, origins: &[(&Filled, usize, Timestamp)]) -> Result<Vec<Rows>, NetworkError> {
+        let table = FeatureTable::here(self.features, origins);
+        let all: Vec<usize> = (0..origins.len()).collect();
+        let steps: Vec<usize> = (0..self.features.horizon).collect();
+        let batch = table.batch(&all, &steps, |_| false);
+        let mut sums = vec![[0.0f32; LEVELS]; all.len() * steps.len()];
+        let share = 1.0 / self.tensors.len().max(1) as f32;
+        for member in &self.tensors {
+            let quantiles = forward(member, &batch, None)?.quantiles.flatten_all()?.to_vec1::<f32>()?;
+            for (sum, row) in sums.iter_mut().zip(quantiles.as_chunks::<LEVELS>().0) {
+                for (s, q) in sum.iter_mut().zip(row) {
+                    *s += q * share;
+                }
+            }
+        }
+        for (origin, rows) in sums.chunks_exact_mut(steps.len().max(1)).enumerate() {
+            let (loc, scale) = table.scaling(origin);
+            rows.iter_mut().for_each(|row| *row = row.map(|z| z * scale + loc));
+            rows.iter_mut().for_each(rise_outward);
+        }
+        Ok(sums.chunks_exact(steps.len().max(1)).map(<[_]>::to_vec).collect())
+    }
+
+    /// Why a context cannot be answered by the network, if so.
+    fn refusal(&self, context: &Context<'_>) -> Option<Fallback> {
+        let spec = &self.parts.spec;
+        if context.values.len() < spec.season_steps.saturating_mul(MIN_HISTORY_DAYS) {
+            return Some(Fallback::ShortHistory);
+        }
+        let gaps = missing_share(context.values, spec.season_steps) > MOST_MISSING;
+        (gaps || context.step != spec.step).then_some(Fallback::MissingContext)
+    }
+
+    /// The answer from quantiles at the learned levels: widths corrected, bounded, at the levels of the spec.
+    pub(crate) fn finish(&self, rows: &[[f32; LEVELS]]) -> Option<Vec<f32>> {
+        let spec = &self.parts.spec;
+        let mut values = Vec::with_capacity(rows.len() * spec.levels.len());
+        for (step, row) in rows.iter().enumerate() {
+            let mut row = *row;
+            if let Some(widths) = &self.parts.widths {
+                widths.apply(&mut row, step, spec.horizon);
+            }
+            if row.iter().any(|q| !q.is_finite()) {
+                return None;
+            }
+            values.extend(spec.levels.as_slice().iter().map(|level| spec.bounded(at_level(&row, *level))));
+        }
+        Some(values)
+    }
+}
+
+/// The quantile of any learned or intermediate level, linear between the learned ones.
+fn at_level(row: &[f32; LEVELS], level: f64) -> f32 {
+    if let Some(i) = TENSOR_LEVELS.iter().position(|l| (l - level).abs() < 1e-9) {
+        return row[i];
+    }
+    let high = TENSOR_LEVELS.partition_point(|l| *l < level).clamp(1, LEVELS - 1);
+    let (a, b) = (TENSOR_LEVELS[high - 1], TENSOR_LEVELS[high]);
+    let share = ((level - a) / (b - a)).clamp(0.0, 1.0) as f32;
+    (row[high - 1] + (row[high] - row[high - 1]) * share).clamp(row[high - 1], row[high])
+}
+
+impl Forecaster for Trained {
+    fn name(&self) -> &str {
+        "lstm"
+    }
+
+    fn spec(&self) -> &ForecastSpec {
+        &self.parts.spec
+    }
+
+    fn forecast(&self, contexts: &[Context<'_>]) -> Vec<Answer> {
+        let spec = &self.parts.spec;
+        let refusals: Vec<Option<Fallback>> = contexts.iter().map(|c| self.refusal(c)).collect();
+        let fit: Vec<&Context<'_>> = contexts.iter().zip(&refusals).filter(|(_, r)| r.is_none()).map(|(c, _)| c).collect();
+        // The whole context is filled, then cut: the same order as in training.
+        let filled = self.lanes.map(&fit, |_, c| Filled::new(c.values, spec.season_steps));
+        let start = |c: &Context<'_>| c.start.plus_steps(as_steps(c.values.len()), c.step);
+        let origins: Vec<_> = filled.iter().zip(&fit).map(|(f, c)| (f, f.values().len(), start(c))).collect();
+        let mut rows = match self.raw_quantiles(&origins) {
+            Ok(rows) => rows.into_iter(),
+            Err(error) => {
+                tracing::error!(%error, product = self.parts.name, "the network failed; seasonal naive answers");
+                Vec::new().into_iter()
+            }
+        };
+        let mut answer = |context: &Context<'_>, refusal: Option<Fallback>| {
+            if let Some(reason) = refusal {
+                return fall_back(spec, context, reason);
+            }
+            let Some(values) = rows.next().and_then(|rows| self.finish(&rows)) else {
+                return fall_back(spec, context, Fallback::NoModel);
+            };
+            Answer {
+                forecast: checked(&spec.levels, values, spec.horizon),
+                last_observed: context.last_observed(),
+                missing_share: missing_share(context.values, spec.season_steps),
+                fallback: None,
+            }
+        };
+        contexts.iter().zip(refusals).map(|(c, r)| answer(c, r)).collect()
+    }
+}

@@ -1,0 +1,72 @@
+//! What a version says of itself.
+
+use std::collections::BTreeMap;
+
+use foreshard_domain::{Metric, ModelVersion, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::{Architecture, ForecastSpec, WidthFactors};
+
+/// Newest schema of version folders that this program writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// `manifest.json`: everything that is needed to use a version, and the checksums of its other files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Schema of the folder.
+    pub schema: u32,
+    /// Name of the model.
+    pub model: String,
+    /// Number of the version.
+    pub number: u64,
+    /// What it forecasts.
+    pub products: Vec<ProductManifest>,
+    /// Metrics that it was trained on.
+    pub metrics: Vec<Metric>,
+    /// How values are scaled, in words.
+    pub scaling: String,
+    /// First moment of the data it was trained on.
+    pub trained_from: Timestamp,
+    /// First moment after the data it was trained on: no evaluation may begin before.
+    pub trained_until: Timestamp,
+    /// SHA-256 of the data's content.
+    pub data_fingerprint: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// What computed it; bits are equal only for the same kernel on the same machine.
+    pub kernel: String,
+    /// The version it was warm-started from.
+    pub parent: Option<ModelVersion>,
+    /// Version of the program that wrote it.
+    pub crate_version: String,
+    /// SHA-256 (hex) of each other file, by name.
+    pub checksums: BTreeMap<String, String>,
+}
+
+/// One product of a version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProductManifest {
+    /// `next_hours`, `next_day`, or the name of a protocol.
+    pub name: String,
+    /// What it forecasts.
+    pub spec: ForecastSpec,
+    /// Sizes of its networks, whose quantiles are averaged; tensors are named `<name>.<member>.<parameter>`.
+    pub members: Vec<Architecture>,
+}
+
+/// `calibration.json`: corrections of the widths by product.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibrations {
+    /// Factors by product; a product left out is not corrected.
+    pub widths: BTreeMap<String, WidthFactors>,
+}
+
+impl Manifest {
+    /// Model and number.
+    pub fn id(&self) -> ModelVersion {
+        ModelVersion { model: self.model.clone(), number: self.number }
+    }
+}
