@@ -59,8 +59,7 @@ impl Lanes {
         std::thread::scope(|scope| {
             let mut pools = self.pools.iter().take(lanes).enumerate();
             let first = pools.next();
-            let others: Vec<_> =
-                pools.map(|(lane, pool)| scope.spawn(move || pool.install(|| share(lane)))).collect();
+            let others: Vec<_> = pools.map(|(lane, pool)| scope.spawn(move || pool.install(|| share(lane)))).collect();
             if let Some((lane, pool)) = first {
                 done.extend(pool.install(|| share(lane)));
             }

@@ -36,6 +36,6 @@ pub use templates::{RankTemplates, TemplateLimits, TemplateSource, TemplatesErro
 pub use trained::{MIN_HISTORY_DAYS, Trained, TrainedParts};
 pub use version::{
     Calibrations, Manifest, ProductManifest, SCHEMA, Version, VersionError, VersionParts, VersionProduct,
-    write_version,
+    without_model, write_version,
 };
 pub use widths::{WidthFactors, WidthSample};

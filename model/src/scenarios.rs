@@ -129,9 +129,10 @@ pub fn any_step(
     };
     let lane = templates.lane(shard, metric);
     let passes = |template: &[u8]| {
-        below.iter().enumerate().any(|(step, p)| {
-            template.get(templates.slot(step)).is_some_and(|rank| probability_of(*rank) > *p)
-        })
+        below
+            .iter()
+            .enumerate()
+            .any(|(step, p)| template.get(templates.slot(step)).is_some_and(|rank| probability_of(*rank) > *p))
     };
     let hits = lane.chunks_exact(templates.slots()).filter(|template| passes(template)).count();
     hits as f64 / templates.len().max(1) as f64
@@ -182,7 +183,8 @@ mod tests {
     #[test]
     fn scenarios_are_joint_over_shards_and_steps() {
         let templates = templates();
-        let both = [series("a", Metric::CpuUtil, 0), series("b", Metric::CpuUtil, 0), series("b", Metric::LatencyMs, 0)];
+        let both =
+            [series("a", Metric::CpuUtil, 0), series("b", Metric::CpuUtil, 0), series("b", Metric::LatencyMs, 0)];
         let set = scenarios_from(Some(&templates), &both, 40, 7).unwrap();
         assert_eq!((set.shards().len(), set.resources(), set.steps()), (2, &[Resource::Cpu][..], 4));
         // Independent, both would be over 90 in one of sixteen; joint, in one of four, and for the whole window.
@@ -196,7 +198,8 @@ mod tests {
 
     #[test]
     fn without_templates_ranks_are_held_in_time() {
-        let set = scenarios_from(None, &[series("a", Metric::CpuUtil, 0), series("b", Metric::CpuUtil, 0)], 200, 1).unwrap();
+        let set =
+            scenarios_from(None, &[series("a", Metric::CpuUtil, 0), series("b", Metric::CpuUtil, 0)], 200, 1).unwrap();
         let one = set.node_sum(0, [0]).risk(90.0, 0..4).probability;
         assert!((one - 0.1).abs() < 0.02, "{one}");
         let both = set.node_sum(0, [0, 1]).risk(190.0, 0..4).probability;
@@ -205,7 +208,8 @@ mod tests {
 
     #[test]
     fn late_and_missing_lanes() {
-        let set = scenarios_from(None, &[series("a", Metric::CpuUtil, 0), series("b", Metric::IoOps, 600_000)], 3, 1).unwrap();
+        let set = scenarios_from(None, &[series("a", Metric::CpuUtil, 0), series("b", Metric::IoOps, 600_000)], 3, 1)
+            .unwrap();
         assert_eq!(set.issued_at(), Timestamp::from_ms(600_000));
         assert!(set.lane(0, 1).unwrap().iter().all(|v| *v == 0.0));
         assert!(set.lane(1, 1).unwrap().iter().any(|v| *v > 0.0));

@@ -113,9 +113,8 @@ impl RankTemplates {
     pub fn ranks_of(horizon: usize, forecast: &QuantileForecast, truth: &[f32]) -> Vec<u8> {
         let coarse = Self::coarse_of(horizon);
         let slot = |from: usize| {
-            let mut ranks = (from..(from + coarse).min(horizon)).map(|step| {
-                truth.get(step).map_or(UNKNOWN, |truth| rank_of(forecast, step, *truth))
-            });
+            let mut ranks = (from..(from + coarse).min(horizon))
+                .map(|step| truth.get(step).map_or(UNKNOWN, |truth| rank_of(forecast, step, *truth)));
             ranks.find(|rank| *rank != UNKNOWN).unwrap_or(UNKNOWN)
         };
         (0..horizon).step_by(coarse).map(slot).collect()
@@ -133,7 +132,8 @@ impl RankTemplates {
         let names: BTreeSet<&(Metric, ShardId)> = rows.iter().map(|(name, _, _)| name).collect();
         let affordable = limits.bytes / (slots * names.len().max(1));
         let keep = limits.templates.min(affordable.max(FEWEST_TEMPLATES.min(limits.templates))).min(moments.len());
-        let issued_at: Vec<Timestamp> = moments.into_iter().rev().take(keep).collect::<Vec<_>>().into_iter().rev().collect();
+        let issued_at: Vec<Timestamp> =
+            moments.into_iter().rev().take(keep).collect::<Vec<_>>().into_iter().rev().collect();
         let most_series = (limits.bytes / (slots * keep.max(1))).max(1);
         let every = names.len().div_ceil(most_series).max(1);
         let kept: BTreeSet<(Metric, ShardId)> = names.into_iter().step_by(every).cloned().collect();
@@ -272,7 +272,13 @@ mod tests {
             for t in 0..60 {
                 let issued_at = Timestamp::from_ms(t * 1000);
                 if i != 0 || t % 2 == 0 {
-                    sources.push(TemplateSource { shard: name, metric: Metric::CpuUtil, issued_at, forecast: &f, truth: &truth });
+                    sources.push(TemplateSource {
+                        shard: name,
+                        metric: Metric::CpuUtil,
+                        issued_at,
+                        forecast: &f,
+                        truth: &truth,
+                    });
                 }
             }
         }

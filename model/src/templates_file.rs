@@ -101,11 +101,13 @@ pub(crate) fn read_templates(
 }
 
 fn read_batch(batch: &RecordBatch, rows: &mut BTreeMap<String, Vec<Row>>) -> Result<(), TemplatesFileError> {
-    let wrong = |name: &str| arrow::error::ArrowError::SchemaError(format!("column {name} is missing or of another type"));
+    let wrong =
+        |name: &str| arrow::error::ArrowError::SchemaError(format!("column {name} is missing or of another type"));
     let column = |name: &str| batch.column_by_name(name).ok_or_else(|| wrong(name));
     let text = |name: &str| column(name).and_then(|c| c.as_string_opt::<i32>().ok_or_else(|| wrong(name)));
     let (products, shards, metrics) = (text("product")?, text("shard_id")?, text("metric")?);
-    let moments = column("issued_at")?.as_primitive_opt::<TimestampMillisecondType>().ok_or_else(|| wrong("issued_at"))?;
+    let moments =
+        column("issued_at")?.as_primitive_opt::<TimestampMillisecondType>().ok_or_else(|| wrong("issued_at"))?;
     let ranks = column("ranks")?.as_binary_opt::<i32>().ok_or_else(|| wrong("ranks"))?;
     for row in 0..batch.num_rows() {
         let name = TemplatesFileError::Name { row };

@@ -167,7 +167,8 @@ impl Forecaster for Trained {
     fn forecast(&self, contexts: &[Context<'_>]) -> Vec<Answer> {
         let spec = &self.parts.spec;
         let refusals: Vec<Option<Fallback>> = contexts.iter().map(|c| self.refusal(c)).collect();
-        let fit: Vec<&Context<'_>> = contexts.iter().zip(&refusals).filter(|(_, r)| r.is_none()).map(|(c, _)| c).collect();
+        let fit: Vec<&Context<'_>> =
+            contexts.iter().zip(&refusals).filter(|(_, r)| r.is_none()).map(|(c, _)| c).collect();
         // The whole context is filled, then cut: the same order as in training.
         let filled = self.lanes.map(&fit, |_, c| Filled::new(c.values, spec.season_steps));
         let start = |c: &Context<'_>| c.start.plus_steps(as_steps(c.values.len()), c.step);

@@ -5,10 +5,10 @@ use foreshard_domain::Timestamp;
 use super::recent::{Recent, drift};
 use super::slots::{SLOT_DAYS, Slots};
 use super::{Features, PATCHES, STEP_ANCHORS, STEP_INPUTS, STEP_SPREADS};
+use crate::Filled;
 use crate::calendar::cycle;
 use crate::forecaster::as_steps;
 use crate::statistics::{deviation, mean, mean_abs, squash};
-use crate::Filled;
 
 /// One row of step features: inputs, anchors, spreads.
 pub(super) const STEP_ROW: usize = STEP_INPUTS + STEP_ANCHORS + STEP_SPREADS;
@@ -94,7 +94,8 @@ impl Features {
         let mut patches = Vec::with_capacity(PATCHES * self.patch_inputs());
         let days = z.get(z.len().saturating_sub(self.season * PATCHES)..).unwrap_or(&[]);
         for (i, day) in days.chunks_exact(self.season).enumerate() {
-            patches.extend(day.chunks_exact(self.coarse).map(|slot| squash(slot.iter().sum::<f32>() / slot.len() as f32)));
+            patches
+                .extend(day.chunks_exact(self.coarse).map(|slot| squash(slot.iter().sum::<f32>() / slot.len() as f32)));
             let end = origin.saturating_sub((PATCHES - 1 - i) * self.season);
             let observed = filled.observed(end.saturating_sub(self.season), end) as f32 / self.season as f32;
             let highest = day.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -103,14 +104,7 @@ impl Features {
         patches
     }
 
-    fn step_rows(
-        &self,
-        z: &[f32],
-        sums: &[f64],
-        slots: &Slots,
-        recent: &Recent,
-        window_start: Timestamp,
-    ) -> Vec<f32> {
+    fn step_rows(&self, z: &[f32], sums: &[f64], slots: &Slots, recent: &Recent, window_start: Timestamp) -> Vec<f32> {
         let (season, n) = (self.season, z.len());
         let at = |i: usize| z.get(i).copied().unwrap_or(0.0);
         // The newest index of this slot that is a whole number of periods before the target and lies before the origin.
@@ -133,7 +127,18 @@ impl Features {
             seven.sort_unstable_by(f32::total_cmp);
             let drifts = [drift(z, h + 1, season * 7), drift(z, h + 1, season)];
 
-            let values = [lags[0], lags[1], lags[2], lags[3], slot, spread, of(&slots.highest), weekday, smooth_lag, smooth_slot];
+            let values = [
+                lags[0],
+                lags[1],
+                lags[2],
+                lags[3],
+                slot,
+                spread,
+                of(&slots.highest),
+                weekday,
+                smooth_lag,
+                smooth_slot,
+            ];
             rows.extend(values.map(squash));
             rows.extend(cycle(window_start.plus_steps(as_steps(h), self.step)));
             rows.extend(horizon_terms(h, self.horizon));

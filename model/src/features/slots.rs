@@ -20,8 +20,7 @@ impl Slots {
     /// Summarises the last seven seasons of `z`, which must be at least that long.
     pub(super) fn fill(&mut self, z: &[f32], season: usize, half: usize) {
         let week = z.get(z.len().saturating_sub(season * SLOT_DAYS)..).unwrap_or(&[]);
-        for (column, start) in
-            [(&mut self.mean, 0.0), (&mut self.spread, 0.0), (&mut self.highest, f32::NEG_INFINITY)]
+        for (column, start) in [(&mut self.mean, 0.0), (&mut self.spread, 0.0), (&mut self.highest, f32::NEG_INFINITY)]
         {
             column.clear();
             column.resize(season, start);

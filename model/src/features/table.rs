@@ -68,7 +68,7 @@ impl FeatureTable {
             origin_inputs: Vec::with_capacity(origins.len() * ORIGIN_INPUTS),
             anchors: Vec::with_capacity(n * ANCHORS),
             spreads: Vec::with_capacity(n * SPREADS),
-            patches: vec![Vec::with_capacity(origins.len() * width); PATCHES],
+            patches: (0..PATCHES).map(|_| Vec::with_capacity(origins.len() * width)).collect(),
         };
         for (i, origin) in origins.iter().enumerate() {
             if let Some(row) = self.rows.get(*origin) {
@@ -130,7 +130,9 @@ mod tests {
     }
 
     fn wave(n: usize) -> Vec<f32> {
-        (0..n).map(|i| if i % 41 == 7 { f32::NAN } else { 50.0 + (i as f32 / 30.0).sin() * 20.0 + (i % 13) as f32 }).collect()
+        (0..n)
+            .map(|i| if i % 41 == 7 { f32::NAN } else { 50.0 + (i as f32 / 30.0).sin() * 20.0 + (i % 13) as f32 })
+            .collect()
     }
 
     fn bits(batch: &Batch) -> Vec<u32> {

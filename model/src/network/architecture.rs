@@ -88,7 +88,8 @@ impl Architecture {
     /// The parameters in their fixed order.
     pub fn parameters(&self) -> Vec<Parameter> {
         let (e, d) = (self.encoder, self.decoder);
-        let linear = |name, inputs, outputs| Parameter { name, shape: (inputs, outputs), start: Start::Uniform(inputs) };
+        let linear =
+            |name, inputs, outputs| Parameter { name, shape: (inputs, outputs), start: Start::Uniform(inputs) };
         let bias = |name, n, start| Parameter { name, shape: (1, n), start: Start::Constant(start) };
         let head = |name, n| Parameter { name, shape: (d, n), start: Start::Small };
         let increments = TENSOR_LEVELS.len() - 1;
@@ -132,7 +133,9 @@ impl Architecture {
                     values.extend((0..parameter.len()).map(|_| (rng.random::<f32>() * 2.0 - 1.0) * bound));
                 }
                 Start::Small => values.extend((0..parameter.len()).map(|_| normal(rng) * 0.02)),
-                Start::Constant(bias) => values.extend((0..parameter.len()).map(|i| constant(bias, i, parameter.len()))),
+                Start::Constant(bias) => {
+                    values.extend((0..parameter.len()).map(|i| constant(bias, i, parameter.len())))
+                }
             }
         }
         Weights { architecture: *self, values }

@@ -191,7 +191,8 @@ fn encode(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMasks>) 
             gates = (gates + hidden.matmul(weights.get("encoder.lstm.state")?)?)?;
         }
         let gate = |k: usize| gates.narrow(1, k * units, units)?.contiguous();
-        let (input, forget, cell, output) = (sigmoid(&gate(0)?)?, sigmoid(&gate(1)?)?, gate(2)?.tanh()?, sigmoid(&gate(3)?)?);
+        let (input, forget, cell, output) =
+            (sigmoid(&gate(0)?)?, sigmoid(&gate(1)?)?, gate(2)?.tanh()?, sigmoid(&gate(3)?)?);
         let new = (input * cell)?;
         let cell = match &state {
             Some((_, cell)) => ((forget * cell)? + new)?,

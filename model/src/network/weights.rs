@@ -83,11 +83,7 @@ pub fn read_weights(
     networks.iter().map(|(prefix, sizes)| Ok((prefix.clone(), read_network(&file, prefix, *sizes)?))).collect()
 }
 
-fn read_network(
-    file: &SafeTensors<'_>,
-    prefix: &str,
-    architecture: Architecture,
-) -> Result<Weights, WeightsError> {
+fn read_network(file: &SafeTensors<'_>, prefix: &str, architecture: Architecture) -> Result<Weights, WeightsError> {
     let mut values = Vec::with_capacity(architecture.size());
     for parameter in architecture.parameters() {
         let name = format!("{prefix}.{}", parameter.name);

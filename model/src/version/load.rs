@@ -64,7 +64,8 @@ impl Version {
         let calibration = dir.join(CALIBRATION);
         let calibrations: Calibrations = serde_json::from_slice(&take(CALIBRATION)?)
             .map_err(|source| VersionError::Manifest { path: calibration, source })?;
-        let sizes = manifest.products.iter().flat_map(|p| p.members.iter().enumerate().map(|(i, m)| (prefix(&p.name, i), *m)));
+        let sizes =
+            manifest.products.iter().flat_map(|p| p.members.iter().enumerate().map(|(i, m)| (prefix(&p.name, i), *m)));
         let mut weights = read_weights(&take(WEIGHTS)?, &sizes.collect())?;
         let horizons = manifest.products.iter().map(|p| (p.name.clone(), p.spec.horizon)).collect();
         let mut templates = read_templates(take(TEMPLATES)?, &horizons)?;
@@ -78,7 +79,8 @@ impl Version {
             if widths.as_ref().is_some_and(|w| !w.is_sound()) {
                 return Err(problem("its width factors are out of bounds".to_owned()));
             }
-            let members = (0..product.members.len()).filter_map(|i| weights.remove(&prefix(&product.name, i))).collect();
+            let members =
+                (0..product.members.len()).filter_map(|i| weights.remove(&prefix(&product.name, i))).collect();
             let parts = TrainedParts { name: product.name.clone(), spec: product.spec.clone(), members, widths };
             let loaded =
                 Loaded { trained: Trained::new(parts, lanes.clone())?, templates: templates.remove(&product.name) };
@@ -152,8 +154,8 @@ impl Version {
     }
 }
 
-/// What is answered without any model: the fallback of each context.
-pub(crate) fn without_model(spec: &ForecastSpec, contexts: &[Context<'_>]) -> Vec<SeriesForecast> {
+/// What is answered where no version is loaded: the fallback of each context, marked so.
+pub fn without_model(spec: &ForecastSpec, contexts: &[Context<'_>]) -> Vec<SeriesForecast> {
     let answer = |context: &Context<'_>| crate::fall_back(spec, context, foreshard_domain::Fallback::NoModel);
     contexts.iter().map(|c| series_forecast(c, answer(c), None, Default::default())).collect()
 }

@@ -4,7 +4,7 @@ mod load;
 mod manifest;
 mod write;
 
-pub use load::Version;
+pub use load::{Version, without_model};
 pub use manifest::{Calibrations, Manifest, ProductManifest, SCHEMA};
 pub use write::{VersionParts, VersionProduct, write_version};
 
@@ -29,6 +29,7 @@ pub enum VersionError {
         what: &'static str,
         /// On what.
         path: PathBuf,
+        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -37,6 +38,7 @@ pub enum VersionError {
     Manifest {
         /// The file.
         path: PathBuf,
+        /// Why.
         #[source]
         source: serde_json::Error,
     },

@@ -14,7 +14,8 @@ use crate::templates_file::templates_bytes;
 use crate::{RankTemplates, TrainedParts, Weights, weights_bytes};
 
 /// How values are scaled, for the manifest.
-const SCALING: &str = "z = (x - mean of the last 7 seasons) / (their deviation + .05 deviation + .001 mean size of up to 28)";
+const SCALING: &str =
+    "z = (x - mean of the last 7 seasons) / (their deviation + .05 deviation + .001 mean size of up to 28)";
 /// What computes the networks, for the manifest.
 const KERNEL: &str = concat!("candle-cpu f32, ", env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
