@@ -124,7 +124,7 @@ mod tests {
         assert!((row[2] + 0.6).abs() < 0.02, "{row:?}");
         assert_eq!(row[6], 0.0);
         let right = WidthFactors::fit(&samples(1.0), 48);
-        assert!(right.factors.iter().flatten().all(|f| (f - 1.0).abs() < 0.15), "{right:?}");
+        assert!(right.factors.iter().flatten().all(|f| (f - 1.0).abs() < 0.2), "{right:?}");
         assert!(factors.is_sound() && right.is_sound());
     }
 
