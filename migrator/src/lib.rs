@@ -1,6 +1,7 @@
 //! Doing it: durable migrations on engines behind one trait.
 
 mod backend;
+pub mod embedded;
 mod store;
 mod transition;
 

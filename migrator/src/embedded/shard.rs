@@ -1,0 +1,331 @@
+//! What a node knows of a shard, and every decision about it as a pure function.
+
+use foreshard_domain::{Epoch, MigrationId, NodeId, RealTime, ShardId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use crate::{Position, SourceState, Way};
+
+/// What a copy of a shard is there for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShardState {
+    /// Accepts writes of its epoch.
+    Open,
+    /// Refuses writes until its deadline, then counts as open by itself (M7).
+    Fenced {
+        /// Who fenced it.
+        migration: MigrationId,
+        /// First moment at which it counts as open again.
+        deadline: RealTime,
+        /// The position at which writes stopped.
+        at: Position,
+    },
+    /// Closed for good in this epoch; its rows are kept and may follow the new owner's, for the way back.
+    Sealed {
+        /// Who sealed it.
+        migration: MigrationId,
+    },
+    /// Being filled by a move; never accepted a write.
+    Importing {
+        /// By which.
+        migration: MigrationId,
+        /// The position from which the log must be replayed onto the copied rows; `None` before the copy began.
+        copy_from: Option<Position>,
+    },
+    /// Being removed; holds only a part of its rows.
+    Purging {
+        /// By which move.
+        migration: MigrationId,
+    },
+}
+
+/// The meta row of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardMeta {
+    /// The epoch in which this copy accepts or accepted writes; for a copy being filled, that of its source.
+    pub epoch: Epoch,
+    /// What it is there for.
+    pub state: ShardState,
+    /// Position of this copy when this row was written; later writes of an open shard are beyond it.
+    pub position: Position,
+    /// Who needs the log, and from which position on (exclusive); the log is written while there is anybody.
+    #[serde(default)]
+    pub captures: BTreeMap<MigrationId, Position>,
+}
+
+/// Why a node refused something about a shard. None of these changed anything.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no copy of the shard.
+    #[error("node {node} holds no copy of shard {shard}")]
+    Absent {
+        /// The node.
+        node: NodeId,
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The caller believes in another epoch than the node (M2).
+    #[error("the shard is in epoch {actual} here, not {believed}")]
+    Epoch {
+        /// What the caller believes.
+        believed: Epoch,
+        /// What the node knows.
+        actual: Epoch,
+    },
+    /// Writes have to wait.
+    #[error("the shard is fenced by migration {by} until {until:?}")]
+    Fenced {
+        /// Who fenced it.
+        by: MigrationId,
+        /// Until when.
+        until: RealTime,
+    },
+    /// The shard has left, or is not here yet.
+    #[error("the shard is {state} here and serves nobody")]
+    Closed {
+        /// In which state it is.
+        state: &'static str,
+    },
+    /// The step does not fit the state.
+    #[error("the shard is {state} here: {why}")]
+    State {
+        /// In which state it is.
+        state: &'static str,
+        /// What is wrong about it, and what to do.
+        why: String,
+    },
+}
+
+impl ShardState {
+    /// Its name in messages.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            ShardState::Open => "open",
+            ShardState::Fenced { .. } => "fenced",
+            ShardState::Sealed { .. } => "sealed",
+            ShardState::Importing { .. } => "importing",
+            ShardState::Purging { .. } => "being removed",
+        }
+    }
+
+    /// Whether this is a copy that `migration` fills, or is removing before it was filled.
+    pub(super) fn is_filled_by(&self, migration: &MigrationId) -> bool {
+        match self {
+            ShardState::Importing { migration: by, .. } | ShardState::Purging { migration: by } => by == migration,
+            ShardState::Open | ShardState::Fenced { .. } | ShardState::Sealed { .. } => false,
+        }
+    }
+
+    /// Whether a fence stands that has not expired.
+    fn is_fenced(&self, now: RealTime) -> bool {
+        match self {
+            ShardState::Fenced { deadline, .. } => now < *deadline,
+            ShardState::Open
+            | ShardState::Sealed { .. }
+            | ShardState::Importing { .. }
+            | ShardState::Purging { .. } => false,
+        }
+    }
+}
+
+impl ShardMeta {
+    /// A shard that accepts writes in `epoch`.
+    pub fn open(epoch: Epoch) -> Self {
+        Self { epoch, state: ShardState::Open, position: Position(0), captures: BTreeMap::new() }
+    }
+
+    /// Whether clients may read here: the node is the owner in this epoch, fenced or not.
+    pub(super) fn is_readable(&self) -> bool {
+        match self.state {
+            ShardState::Open | ShardState::Fenced { .. } => true,
+            ShardState::Sealed { .. } | ShardState::Importing { .. } | ShardState::Purging { .. } => false,
+        }
+    }
+
+    /// The oldest position from which the log is needed, if at all.
+    pub(super) fn log_from(&self) -> Option<Position> {
+        self.captures.values().min().copied()
+    }
+
+    fn same_epoch(&self, believed: Epoch) -> Result<(), Refusal> {
+        if self.epoch == believed { Ok(()) } else { Err(Refusal::Epoch { believed, actual: self.epoch }) }
+    }
+
+    fn state_error<T>(&self, why: impl Into<String>) -> Result<T, Refusal> {
+        Err(Refusal::State { state: self.state.name(), why: why.into() })
+    }
+
+    /// Whether a client that believes in `epoch` may be served here at all.
+    pub(super) fn serves(&self, epoch: Epoch) -> Result<(), Refusal> {
+        self.same_epoch(epoch)?;
+        if self.is_readable() { Ok(()) } else { Err(Refusal::Closed { state: self.state.name() }) }
+    }
+
+    /// Whether a write is accepted. `Some` is the state to be stored together with the write: a fence that has expired is
+    /// taken away by the first write after it, so that a clock set back cannot make it stand again.
+    pub(super) fn admit_write(&self, epoch: Epoch, now: RealTime) -> Result<Option<Self>, Refusal> {
+        self.serves(epoch)?;
+        match &self.state {
+            ShardState::Fenced { migration, deadline, .. } if now < *deadline => {
+                Err(Refusal::Fenced { by: migration.clone(), until: *deadline })
+            }
+            ShardState::Fenced { .. } => Ok(Some(Self { state: ShardState::Open, ..self.clone() })),
+            ShardState::Open
+            | ShardState::Sealed { .. }
+            | ShardState::Importing { .. }
+            | ShardState::Purging { .. } => Ok(None),
+        }
+    }
+
+    /// Fences the shard at `position`. Fencing again moves the deadline.
+    pub(super) fn fence(
+        &self,
+        migration: &MigrationId,
+        epoch: Epoch,
+        deadline: RealTime,
+        now: RealTime,
+        position: Position,
+    ) -> Result<Self, Refusal> {
+        self.serves(epoch)?;
+        if let ShardState::Fenced { migration: by, deadline: until, .. } = &self.state
+            && by != migration
+            && self.state.is_fenced(now)
+        {
+            return Err(Refusal::Fenced { by: by.clone(), until: *until });
+        }
+        if deadline <= now {
+            return self.state_error("the deadline of the fence has passed already; choose a later one");
+        }
+        let state = ShardState::Fenced { migration: migration.clone(), deadline, at: position };
+        Ok(Self { state, position, ..self.clone() })
+    }
+
+    /// Lifts this migration's fence; `None` if there is nothing to do.
+    pub(super) fn unfence(&self, migration: &MigrationId) -> Result<Option<Self>, Refusal> {
+        match &self.state {
+            ShardState::Fenced { migration: by, .. } if by == migration => {
+                Ok(Some(Self { state: ShardState::Open, ..self.clone() }))
+            }
+            ShardState::Open | ShardState::Fenced { .. } => Ok(None),
+            ShardState::Sealed { .. } | ShardState::Importing { .. } | ShardState::Purging { .. } => {
+                self.state_error("only an owner has a fence to lift")
+            }
+        }
+    }
+
+    /// Closes the shard for good: the point of no return. `None` if this migration has done so before.
+    pub(super) fn seal(
+        &self,
+        migration: &MigrationId,
+        epoch: Epoch,
+        proven: Position,
+        now: RealTime,
+        position: Position,
+    ) -> Result<Option<Self>, Refusal> {
+        self.same_epoch(epoch)?;
+        match &self.state {
+            ShardState::Sealed { migration: by } if by == migration => Ok(None),
+            ShardState::Fenced { migration: by, deadline, at } if by == migration => {
+                if now >= *deadline {
+                    return self.state_error("the deadline of the fence has passed; fence again");
+                }
+                if *at != position || proven != *at {
+                    return self.state_error(format!(
+                        "the proof is of {proven:?}, writes stopped at {at:?}, the shard is at {position:?}; prove again"
+                    ));
+                }
+                Ok(Some(Self { state: ShardState::Sealed { migration: migration.clone() }, position, ..self.clone() }))
+            }
+            ShardState::Open
+            | ShardState::Fenced { .. }
+            | ShardState::Sealed { .. }
+            | ShardState::Importing { .. }
+            | ShardState::Purging { .. } => self.state_error(format!("migration {migration} holds no fence on it")),
+        }
+    }
+
+    /// Makes a filled copy the owner in `epoch`; `None` if it is (or was) already. On the way there its changes are recorded
+    /// for the way back.
+    pub(super) fn take_over(
+        &self,
+        migration: &MigrationId,
+        epoch: Epoch,
+        position: Position,
+        way: Way,
+    ) -> Result<Option<Self>, Refusal> {
+        let fills = match &self.state {
+            ShardState::Importing { migration: by, copy_from } => by == migration && copy_from.is_some(),
+            ShardState::Sealed { migration: by } => by == migration && self.epoch < epoch,
+            ShardState::Open | ShardState::Fenced { .. } | ShardState::Purging { .. } => false,
+        };
+        if fills && self.epoch < epoch {
+            let mut captures = self.captures.clone();
+            match way {
+                Way::There => captures.insert(migration.clone(), position),
+                Way::Back => captures.remove(migration),
+            };
+            return Ok(Some(Self { epoch, state: ShardState::Open, position, captures }));
+        }
+        if self.epoch == epoch && !matches!(self.state, ShardState::Importing { .. } | ShardState::Purging { .. }) {
+            return Ok(None);
+        }
+        if epoch <= self.epoch {
+            return Err(Refusal::Epoch { believed: epoch, actual: self.epoch });
+        }
+        self.state_error(format!("migration {migration} has not filled it"))
+    }
+
+    /// Whether this copy takes changes from another node on behalf of `migration`.
+    pub(super) fn follows(&self, migration: &MigrationId) -> Result<(), Refusal> {
+        match &self.state {
+            ShardState::Importing { migration: by, copy_from: Some(_) } if by == migration => Ok(()),
+            ShardState::Sealed { migration: by } if by == migration => Ok(()),
+            ShardState::Importing { migration: by, copy_from: None } if by == migration => {
+                self.state_error("nothing was copied yet; copy first")
+            }
+            ShardState::Open
+            | ShardState::Fenced { .. }
+            | ShardState::Sealed { .. }
+            | ShardState::Importing { .. }
+            | ShardState::Purging { .. } => {
+                self.state_error(format!("it takes no changes on behalf of migration {migration}"))
+            }
+        }
+    }
+
+    /// Begins the removal of a copy; `only` says in which states that may happen. `None` if it has begun already.
+    pub(super) fn purge(&self, migration: &MigrationId, only: Removable) -> Result<Option<Self>, Refusal> {
+        let removable = match &self.state {
+            ShardState::Purging { migration: by } if by == migration => return Ok(None),
+            ShardState::Importing { migration: by, .. } => by == migration && only == Removable::Import,
+            ShardState::Sealed { migration: by } => by == migration && only == Removable::Sealed,
+            ShardState::Open | ShardState::Fenced { .. } | ShardState::Purging { .. } => false,
+        };
+        if !removable {
+            return self.state_error(format!("it is not migration {migration}'s to remove"));
+        }
+        Ok(Some(Self { state: ShardState::Purging { migration: migration.clone() }, ..self.clone() }))
+    }
+
+    /// What the driver is told.
+    pub(super) fn source_state(&self, now: RealTime) -> Result<SourceState, Refusal> {
+        match &self.state {
+            ShardState::Open => Ok(SourceState::Open),
+            ShardState::Fenced { .. } if self.state.is_fenced(now) => Ok(SourceState::Fenced),
+            ShardState::Fenced { .. } => Ok(SourceState::Open),
+            ShardState::Sealed { .. } | ShardState::Purging { .. } => Ok(SourceState::Sealed),
+            ShardState::Importing { .. } => self.state_error("it was never the owner"),
+        }
+    }
+}
+
+/// Which copies a removal is meant for: taking away the wrong one loses data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Removable {
+    /// A copy that never was the owner.
+    Import,
+    /// A copy that was sealed.
+    Sealed,
+}

@@ -1,0 +1,452 @@
+//! The steps of a move between embedded nodes.
+
+use async_trait::async_trait;
+use foreshard_domain::{BackendKind, Consistency, Epoch, NodeId, Observation, RealTime, ShardId};
+
+use super::backend::{EmbeddedBackend, Ends, MIB, failed, permanent, snapshot};
+use super::keys;
+use super::kv::{Keyspace, Pairs};
+use super::node::{EmbeddedNode, NodeError};
+use super::node_move::read_write_ids;
+use super::shard::{Refusal, Removable, ShardState};
+use crate::{
+    Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, Verification,
+};
+
+/// Where a copy goes on: at this row. The identifiers of writes come with the first piece.
+struct Cursor {
+    /// A full key.
+    row: Vec<u8>,
+}
+
+impl Cursor {
+    /// As hexadecimal digits.
+    fn text(&self) -> String {
+        self.row.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn parse(shard: &ShardId, text: &str) -> Option<Self> {
+        if !text.is_ascii() || !text.len().is_multiple_of(2) {
+            return None;
+        }
+        let pairs = (0..text.len()).step_by(2).map(|at| text.get(at..at + 2));
+        let row = pairs.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect::<Option<Vec<u8>>>()?;
+        row.starts_with(&keys::first(shard)).then_some(Self { row })
+    }
+}
+
+/// What one call copies.
+struct Piece {
+    rows: Pairs,
+    write_ids: Vec<(Position, u128)>,
+    next: Option<Cursor>,
+}
+
+impl Piece {
+    fn bytes(&self) -> u64 {
+        let rows: usize = self.rows.iter().map(|(key, value)| key.len() + value.len()).sum();
+        (rows + self.write_ids.len() * 24) as u64
+    }
+}
+
+/// Rows read at once while a piece is put together.
+const READ_ROWS: usize = 64;
+
+/// The next piece from the source as it is now. Only identifiers up to `copy_from` are taken; later ones come with the log.
+fn read_piece(
+    node: &EmbeddedNode,
+    shard: &ShardId,
+    cursor: Option<Cursor>,
+    copy_from: Position,
+    most_bytes: usize,
+) -> Result<Piece, NodeError> {
+    let (_, snapshot) = node.snapshot_at(shard)?;
+    let mut piece = Piece { rows: Vec::new(), write_ids: Vec::new(), next: None };
+    let mut from = match cursor {
+        None => {
+            piece.write_ids = read_write_ids(shard, snapshot.as_ref(), None, copy_from, usize::MAX)?;
+            keys::first(shard)
+        }
+        Some(Cursor { row }) => row,
+    };
+    let end = keys::end(shard);
+    let mut bytes = 0;
+    while bytes < most_bytes {
+        let rows = snapshot
+            .range(Keyspace::Rows, &from, &end, READ_ROWS)
+            .map_err(|source| NodeError::store("copying", shard, source))?;
+        let Some((last, _)) = rows.last() else { return Ok(piece) };
+        from = keys::after(last);
+        bytes += rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        for (key, value) in rows {
+            let key = keys::rest(shard, &key).ok_or_else(|| NodeError::corrupt(shard, Keyspace::Rows))?;
+            piece.rows.push((key.to_vec(), value));
+        }
+    }
+    piece.next = Some(Cursor { row: from });
+    Ok(piece)
+}
+
+fn object(kind: &str, node: &NodeId, spec: &MoveSpec) -> String {
+    format!("embedded/{node}/{kind}/{}/{}", spec.shard, spec.migration)
+}
+
+impl EmbeddedBackend {
+    /// All that speaks against a move.
+    async fn findings(&self, spec: &MoveSpec, ends: &Ends<'_>) -> Result<Vec<String>, BackendError> {
+        let fail = |error| failed("checking the move", error, false);
+        let mut findings = Vec::new();
+        if spec.consistency != Consistency::Strict {
+            findings.push(format!("consistency {} is not offered, only strict is", spec.consistency.name()));
+        }
+        let shard = spec.shard.clone();
+        match ends.source.call(move |node| node.status(&shard)).await.map_err(fail)? {
+            None => findings.push(format!("source {} holds no copy of shard {}", spec.source, spec.shard)),
+            Some((meta, _)) => {
+                if let Err(refusal) = meta.serves(spec.epoch) {
+                    findings.push(format!("source {}: {refusal}", spec.source));
+                }
+            }
+        }
+        let shard = spec.shard.clone();
+        if let Some((meta, _)) = ends.target.call(move |node| node.status(&shard)).await.map_err(fail)?
+            && !matches!(&meta.state, ShardState::Importing { migration, .. } if *migration == spec.migration)
+        {
+            findings.push(format!(
+                "target {} still holds a copy of shard {} that is {}; finish the migration that it belongs to first",
+                spec.target,
+                spec.shard,
+                meta.state.name()
+            ));
+        }
+        Ok(findings)
+    }
+
+    /// Whether the source was sealed by this migration, and where; `None` if it holds no copy any more.
+    async fn sealed_at(&self, doing: &str, spec: &MoveSpec, ends: &Ends<'_>) -> Result<Option<Position>, BackendError> {
+        let shard = spec.shard.clone();
+        let status = ends.source.call(move |node| node.status(&shard)).await;
+        match status.map_err(|error| failed(doing, error, false))? {
+            None => Ok(None),
+            Some((meta, position)) => match &meta.state {
+                ShardState::Sealed { migration } | ShardState::Purging { migration }
+                    if *migration == spec.migration =>
+                {
+                    Ok(Some(position))
+                }
+                other => Err(BackendError::Fenced {
+                    doing: doing.to_owned(),
+                    why: format!("the source is {} and not sealed by migration {}", other.name(), spec.migration),
+                }),
+            },
+        }
+    }
+
+    /// Takes the probes of the way back away, wherever they are.
+    async fn remove_probes(&self, doing: &str, spec: &MoveSpec, ends: &Ends<'_>) -> Result<(), BackendError> {
+        for member in [ends.target, ends.source] {
+            let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+            let removed = member.call(move |node| node.remove_probe(&shard, &migration)).await;
+            removed.map_err(|error| failed(doing, error, false))?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Backend for EmbeddedBackend {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Embedded
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { consistency: vec![Consistency::Strict], reverse_log: true, resumable_copy: true }
+    }
+
+    fn external_objects(&self, spec: &MoveSpec) -> Vec<String> {
+        vec![
+            object("capture", &spec.source, spec),
+            object("import", &spec.target, spec),
+            object("probe", &spec.source, spec),
+            object("probe", &spec.target, spec),
+            object("capture", &spec.target, spec),
+        ]
+    }
+
+    async fn preflight(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        let ends = self.ends("checking the move", spec)?;
+        let findings = self.findings(spec, &ends).await?;
+        if findings.is_empty() { Ok(()) } else { Err(permanent("checking the move", findings.join("; "))) }
+    }
+
+    async fn prepare(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        let doing = "preparing the move";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let fail = |error| failed(doing, error, false);
+        let (shard, migration, epoch) = (spec.shard.clone(), spec.migration.clone(), spec.epoch);
+        ends.target.call(move |node| node.prepare_import(&shard, &migration, epoch)).await.map_err(fail)?;
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        ends.source.call(move |node| node.start_capture(&shard, &migration, epoch)).await.map_err(fail)
+    }
+
+    async fn copy(&self, spec: &MoveSpec, cursor: Option<&str>) -> Result<CopyProgress, BackendError> {
+        let doing = "copying";
+        let cursor = match cursor.map(|text| Cursor::parse(&spec.shard, text)) {
+            None => None,
+            Some(Some(cursor)) => Some(cursor),
+            Some(None) => return Err(permanent(doing, format!("{cursor:?} is no place from which to go on"))),
+        };
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let fail = |error| failed(doing, error, false);
+        let at = source_position(spec, &ends).await.map_err(fail)?;
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        let copy_from = ends.target.call(move |node| node.begin_copy(&shard, &migration, at)).await.map_err(fail)?;
+        let (shard, most) = (spec.shard.clone(), self.settings.chunk_bytes.max(1));
+        let read = move |node: &EmbeddedNode| read_piece(node, &shard, cursor, copy_from, most);
+        let piece = ends.source.call(read).await.map_err(fail)?;
+
+        let bytes = piece.bytes();
+        let mib = bytes as f64 / MIB;
+        self.throttle.serve(bytes as f64).await.map_err(|source| BackendError::Transient {
+            doing: "waiting for the copy's rate limit".to_owned(),
+            source: Box::new(source),
+        })?;
+        for member in [ends.source, ends.target] {
+            let (service, io) = (mib * self.settings.service_per_mib, mib * self.settings.io_per_mib);
+            self.work(member, service, io, true).await?;
+        }
+        let rows = piece.rows.len() as u64;
+        let next = piece.next.as_ref().map(Cursor::text);
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        ends.target
+            .call(move |node| node.fill(&shard, &migration, &piece.rows, &piece.write_ids))
+            .await
+            .map_err(fail)?;
+        Ok(CopyProgress { next, snapshot_at: copy_from, rows, bytes })
+    }
+
+    async fn catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError> {
+        let doing = "catching up";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let (applied, newest) =
+            self.apply_batch(doing, spec, ends.source, ends.target, Position(u64::MAX), true).await?;
+        Ok(Lag { changes: newest.0.saturating_sub(applied.0), applied })
+    }
+
+    async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError> {
+        let doing = "verifying";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let shard = spec.shard.clone();
+        let (at, source) = ends
+            .source
+            .call(move |node| node.snapshot_at(&shard))
+            .await
+            .map_err(|error| failed(doing, error, false))?;
+        self.apply_to(doing, spec, &ends, at, true).await?;
+        self.compare_all(doing, spec, &ends, source, at, true).await
+    }
+
+    async fn try_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        let doing = "trying the way back";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let fail = |error| failed(doing, error, false);
+        let says = format!("{} from {} to {}", spec.migration, spec.target, spec.source).into_bytes();
+        let (shard, migration, probe) = (spec.shard.clone(), spec.migration.clone(), says.clone());
+        ends.target.call(move |node| node.put_probe(&shard, &migration, &probe)).await.map_err(fail)?;
+        // What is carried is what the target's store gives back, not what is in hand here.
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        let carried = ends.target.call(move |node| node.probe(&shard, &migration)).await.map_err(fail)?;
+        let carried = carried.ok_or_else(|| permanent(doing, "the target does not give the probe back"))?;
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        ends.source.call(move |node| node.put_probe(&shard, &migration, &carried)).await.map_err(fail)?;
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        let seen = ends.source.call(move |node| node.probe(&shard, &migration)).await.map_err(fail)?;
+        if seen.as_deref() != Some(says.as_slice()) {
+            return Err(permanent(doing, "the probe that the target wrote was not seen on the source"));
+        }
+        self.remove_probes(doing, spec, &ends).await
+    }
+
+    async fn fence(&self, spec: &MoveSpec, deadline: RealTime) -> Result<Position, BackendError> {
+        let doing = "fencing";
+        let ends = self.ends(doing, spec)?;
+        let (shard, migration, epoch) = (spec.shard.clone(), spec.migration.clone(), spec.epoch);
+        let fenced = ends.source.call(move |node| node.fence(&shard, &migration, epoch, deadline)).await;
+        fenced.map_err(|error| failed(doing, error, true))
+    }
+
+    async fn unfence(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        let doing = "lifting the fence";
+        let ends = self.ends(doing, spec)?;
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        let lifted = ends.source.call(move |node| node.unfence(&shard, &migration)).await;
+        lifted.map_err(|error| failed(doing, error, true))?;
+        self.engine.router().wake(&spec.shard);
+        Ok(())
+    }
+
+    async fn prove(&self, spec: &MoveSpec, fence_at: Position, verified: &Verification) -> Result<Proof, BackendError> {
+        let doing = "proving";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        if !verified.differing.is_empty() {
+            return Err(permanent(
+                doing,
+                format!("the verification found differences: {}", verified.differing.join(", ")),
+            ));
+        }
+        // Clients wait behind the fence: this work takes capacity, but no turn.
+        let applied = self.apply_to(doing, spec, &ends, fence_at, false).await?;
+        let source = snapshot(doing, spec, ends.source, fence_at).await?;
+        let shard = spec.shard.clone();
+        let logged = ends.source.call(move |node| node.status(&shard)).await;
+        let logged = logged
+            .map_err(|error| failed(doing, error, false))?
+            .and_then(|(meta, _)| meta.captures.get(&spec.migration).copied())
+            .is_some_and(|from| from <= verified.up_to);
+        let verification = if logged && verified.up_to <= fence_at {
+            self.compare_changed(doing, spec, &ends, source, verified.up_to, fence_at).await?
+        } else {
+            // The log no longer tells what has changed since: compare everything.
+            self.compare_all(doing, spec, &ends, source, fence_at, false).await?
+        };
+        Ok(Proof { fence_at, applied, verification })
+    }
+
+    async fn seal(&self, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError> {
+        let doing = "sealing";
+        let ends = self.ends(doing, spec)?;
+        if !proof.verification.differing.is_empty() || proof.applied < proof.fence_at {
+            let why = format!(
+                "the target is no equal copy: applied {:?} of {:?}, differing: {}",
+                proof.applied,
+                proof.fence_at,
+                proof.verification.differing.join(", ")
+            );
+            return Err(permanent(doing, why));
+        }
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        let (epoch, proven) = (spec.epoch, proof.fence_at);
+        let sealed = ends.source.call(move |node| node.seal(&shard, &migration, epoch, proven)).await;
+        sealed.map_err(|error| failed(doing, error, true))
+    }
+
+    async fn source_state(&self, spec: &MoveSpec) -> Result<SourceState, BackendError> {
+        let doing = "asking the source for its state";
+        let shard = spec.shard.clone();
+        let state = self.end(doing, &spec.source)?.call(move |node| node.source_state(&shard)).await;
+        state.map_err(|error| failed(doing, error, false))
+    }
+
+    async fn open_target(&self, spec: &MoveSpec, epoch: Epoch) -> Result<(), BackendError> {
+        let doing = "opening the target";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let sealed_at = self.sealed_at(doing, spec, &ends).await?;
+        let (shard, migration, way) = (spec.shard.clone(), spec.migration.clone(), spec.way);
+        let opened = ends
+            .target
+            .call(move |node| {
+                let Some((meta, position)) = node.status(&shard)? else {
+                    return Err(Refusal::Absent { node: node.id().clone(), shard }.into());
+                };
+                // An owner of this epoch is beyond the source already; a copy being opened stands exactly where it was sealed.
+                if meta.epoch != epoch && sealed_at != Some(position) {
+                    let why = format!("it stands at {position:?}, the source was sealed at {sealed_at:?}");
+                    return Err(Refusal::State { state: meta.state.name(), why }.into());
+                }
+                node.take_over(&shard, &migration, epoch, way)
+            })
+            .await;
+        opened.map_err(|error| failed(doing, error, true))
+    }
+
+    async fn route(&self, shard: &ShardId, owner: &NodeId, epoch: Epoch) -> Result<(), BackendError> {
+        let doing = "sending clients to the owner";
+        self.end(doing, owner)?;
+        let routed = self.engine.router().set(shard, owner, epoch);
+        routed.map_err(|error| BackendError::Fenced { doing: doing.to_owned(), why: error.to_string() })
+    }
+
+    async fn reverse_catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError> {
+        let doing = "carrying changes back";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let (applied, newest) =
+            self.apply_batch(doing, spec, ends.target, ends.source, Position(u64::MAX), true).await?;
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        let released = ends.target.call(move |node| node.release_log(&shard, &migration, Some(applied))).await;
+        released.map_err(|error| failed(doing, error, false))?;
+        Ok(Lag { changes: newest.0.saturating_sub(applied.0), applied })
+    }
+
+    async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        let doing = "undoing the move";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let fail = |error| failed(doing, error, false);
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        ends.source
+            .call(move |node| {
+                let Some((meta, _)) = node.status(&shard)? else { return Ok(()) };
+                if matches!(&meta.state, ShardState::Sealed { migration: by } if *by == migration) {
+                    let why = "it can no longer be undone, only finished or rolled back".to_owned();
+                    return Err(Refusal::State { state: meta.state.name(), why }.into());
+                }
+                if meta.is_readable() {
+                    node.unfence(&shard, &migration)?;
+                }
+                node.release_log(&shard, &migration, None)
+            })
+            .await
+            .map_err(fail)?;
+        self.engine.router().wake(&spec.shard);
+        self.remove_probes(doing, spec, &ends).await?;
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        ends.target
+            .call(move |node| match node.status(&shard)? {
+                Some((meta, _)) if meta.state.is_filled_by(&migration) => {
+                    node.purge(&shard, &migration, Removable::Import)
+                }
+                // A copy that is not this migration's is none of its business.
+                _ => Ok(()),
+            })
+            .await
+            .map_err(fail)
+    }
+
+    async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        let doing = "finishing the move";
+        let _turn = self.turn(&spec.shard).await;
+        let ends = self.ends(doing, spec)?;
+        let fail = |error| failed(doing, error, false);
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        let target = ends.target.call(move |node| node.status(&shard)).await.map_err(fail)?;
+        if target.is_some_and(|(meta, _)| meta.epoch <= spec.epoch) {
+            return Err(permanent(doing, "the target was never opened; the source's copy is the only one"));
+        }
+        let shard = spec.shard.clone();
+        ends.source.call(move |node| node.purge(&shard, &migration, Removable::Sealed)).await.map_err(fail)?;
+        let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
+        ends.target.call(move |node| node.release_log(&shard, &migration, None)).await.map_err(fail)?;
+        self.remove_probes(doing, spec, &ends).await
+    }
+
+    async fn observe(&self) -> Result<Vec<Observation>, BackendError> {
+        self.engine.observe().await.map_err(|source| BackendError::Transient {
+            doing: "observing the load".to_owned(),
+            source: Box::new(source),
+        })
+    }
+}
+
+/// Where the source stands.
+async fn source_position(spec: &MoveSpec, ends: &Ends<'_>) -> Result<Position, NodeError> {
+    let shard = spec.shard.clone();
+    ends.source.call(move |node| node.with_shard(&shard, |cell, _| Ok(cell.position))).await
+}
