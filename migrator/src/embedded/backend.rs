@@ -10,8 +10,8 @@
 //! of the copy being filled.
 
 use foreshard_domain::{Clock, NodeId, ShardId};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::compare::{Compared, Copies};
@@ -68,6 +68,9 @@ pub struct EmbeddedBackend {
     pub(super) throttle: NodeService,
     /// One call at a time for a shard, so that a repeated call finds the first one ended.
     turns: Mutex<BTreeMap<ShardId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Shards on their way back, whose log must reach to their verification. Forgotten by a restart: then the proof compares
+    /// everything.
+    going_back: Mutex<BTreeSet<ShardId>>,
 }
 
 /// A failure as the driver's classes. `fenced` tells whether a state that does not fit means that somebody else is in charge.
@@ -103,7 +106,7 @@ impl EmbeddedBackend {
     /// A backend of an engine.
     pub fn new(engine: Arc<EmbeddedEngine>, settings: MoveSettings, clock: Arc<dyn Clock>) -> Self {
         let throttle = NodeService::new(settings.copy_bytes_per_s.unwrap_or(f64::INFINITY), LONGEST_WAIT, clock);
-        Self { engine, settings, throttle, turns: Mutex::default() }
+        Self { engine, settings, throttle, turns: Mutex::default(), going_back: Mutex::default() }
     }
 
     pub(super) async fn turn(&self, shard: &ShardId) -> tokio::sync::OwnedMutexGuard<()> {
@@ -112,6 +115,10 @@ impl EmbeddedBackend {
             Arc::clone(turns.entry(shard.clone()).or_default())
         };
         turn.lock_owned().await
+    }
+
+    pub(super) fn going_back(&self) -> MutexGuard<'_, BTreeSet<ShardId>> {
+        self.going_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn end(&self, doing: &str, node: &NodeId) -> Result<&Member, BackendError> {

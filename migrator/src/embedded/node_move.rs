@@ -248,7 +248,7 @@ impl EmbeddedNode {
 
     /// Lifts the fence.
     pub(super) fn unfence(&self, shard: &ShardId, migration: &MigrationId) -> Result<(), NodeError> {
-        self.change(shard, |meta, _| meta.unfence(migration))
+        self.change(shard, |meta, _| Ok(meta.unfence(migration)))
     }
 
     /// Closes the shard for good, in one conditional batch.

@@ -10,7 +10,7 @@ use super::node::{EmbeddedNode, NodeError};
 use super::node_move::read_write_ids;
 use super::shard::{Refusal, Removable, ShardState};
 use crate::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, Verification,
+    Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, Verification, Way,
 };
 
 /// Where a copy goes on: at this row. The identifiers of writes come with the first piece.
@@ -239,6 +239,9 @@ impl Backend for EmbeddedBackend {
     async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError> {
         let doing = "verifying";
         let _turn = self.turn(&spec.shard).await;
+        if spec.way == Way::Back {
+            self.going_back().insert(spec.shard.clone());
+        }
         let ends = self.ends(doing, spec)?;
         let shard = spec.shard.clone();
         let (at, source) = ends
@@ -286,6 +289,7 @@ impl Backend for EmbeddedBackend {
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
         let lifted = ends.source.call(move |node| node.unfence(&shard, &migration)).await;
         lifted.map_err(|error| failed(doing, error, true))?;
+        self.going_back().remove(&spec.shard);
         self.engine.router().wake(&spec.shard);
         Ok(())
     }
@@ -379,6 +383,10 @@ impl Backend for EmbeddedBackend {
         let ends = self.ends(doing, spec)?;
         let (applied, newest) =
             self.apply_batch(doing, spec, ends.target, ends.source, Position(u64::MAX), true).await?;
+        // A rollback compares what has changed since its verification, and needs the log for that.
+        if self.going_back().contains(&spec.shard) {
+            return Ok(Lag { changes: newest.0.saturating_sub(applied.0), applied });
+        }
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
         let released = ends.target.call(move |node| node.release_log(&shard, &migration, Some(applied))).await;
         released.map_err(|error| failed(doing, error, false))?;
@@ -430,6 +438,7 @@ impl Backend for EmbeddedBackend {
         if target.is_some_and(|(meta, _)| meta.epoch <= spec.epoch) {
             return Err(permanent(doing, "the target was never opened; the source's copy is the only one"));
         }
+        self.going_back().remove(&spec.shard);
         let shard = spec.shard.clone();
         ends.source.call(move |node| node.purge(&shard, &migration, Removable::Sealed)).await.map_err(fail)?;
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
