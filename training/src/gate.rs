@@ -174,7 +174,8 @@ mod tests {
     #[test]
     fn f3_nothing_that_lost_its_backtest_is_promoted() {
         // WQL and coverage of the challenger, WQL of champion and naive, verdict, what a reason says.
-        let table: [(f64, f64, Option<f64>, f64, bool, &str); 12] = [
+        type Row = (f64, f64, Option<f64>, f64, bool, &'static str);
+        let table: [Row; 12] = [
             (0.10, 0.80, None, 0.14, true, "better than seasonal naive: WQL 0.716"),
             (0.14, 0.80, None, 0.14, false, "not better than seasonal naive: WQL 1.000"),
             (0.15, 0.80, None, 0.14, false, "not better than seasonal naive"),

@@ -5,6 +5,7 @@ mod cost;
 mod gate;
 mod labels;
 mod numbered;
+mod scores;
 mod statistics;
 
 pub use cost::{
@@ -14,3 +15,4 @@ pub use cost::{
 pub use gate::{Contest, GateLimits, gate};
 pub use labels::Labels;
 pub use numbered::{FileError, Reservation};
+pub use scores::{ScoreError, ScoredSeries, SeriesScores, score};

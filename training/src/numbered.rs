@@ -1,8 +1,8 @@
 //! Folders named by rising numbers, written once and never changed: what both registries are made of.
 //!
 //! A writer first reserves a number by creating the folder `.<number>.staging`: `create_dir` succeeds for one of several
-//! writers only. It fills the folder and publishes it by renaming it to `<number>`. A crash leaves a staging folder behind
-//! that nobody reads and whose number is not given out again.
+//! writers only. It puts the content into the folder `content` in there and publishes it by renaming that to `<number>`. A
+//! crash leaves a staging folder behind that nobody reads and whose number is not given out again.
 
 use std::fs::{self, File};
 use std::io;
@@ -29,13 +29,15 @@ pub(crate) fn at<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Erro
 /// What comes after a number in the name of a staging folder.
 const STAGING: &str = ".staging";
 
-/// A number and the folder to fill for it; dropped without being published, the folder is removed.
+/// What the folder to be published is called while it is written.
+const CONTENT: &str = "content";
+
+/// A number and the folder to write for it; dropped without being published, everything written is removed.
 #[derive(Debug)]
 pub struct Reservation {
     number: u64,
     parent: PathBuf,
     staging: PathBuf,
-    published: bool,
 }
 
 impl Reservation {
@@ -47,7 +49,7 @@ impl Reservation {
             let staging = parent.join(format!(".{number}{STAGING}"));
             match fs::create_dir(&staging) {
                 Ok(()) => {
-                    let reservation = Self { number, parent: parent.to_owned(), staging, published: false };
+                    let reservation = Self { number, parent: parent.to_owned(), staging };
                     // Another writer may have published this number, and so freed its staging name, after we looked.
                     if !parent.join(number.to_string()).exists() {
                         return Ok(reservation);
@@ -65,17 +67,16 @@ impl Reservation {
         self.number
     }
 
-    /// The folder to fill.
-    pub fn staging(&self) -> &Path {
-        &self.staging
+    /// The folder to create and write; it does not exist yet.
+    pub fn content(&self) -> PathBuf {
+        self.staging.join(CONTENT)
     }
 
-    /// Makes everything in the folder durable and publishes it under its number.
-    pub(crate) fn publish(mut self) -> Result<u64, FileError> {
-        sync_tree(&self.staging)?;
+    /// Makes everything written durable and publishes it under its number.
+    pub(crate) fn publish(self) -> Result<u64, FileError> {
         let path = self.parent.join(self.number.to_string());
-        fs::rename(&self.staging, &path).map_err(at("publish", &path))?;
-        self.published = true;
+        sync_tree(&self.content())?;
+        fs::rename(self.content(), &path).map_err(at("publish", &path))?;
         sync_folder(&self.parent)?;
         Ok(self.number)
     }
@@ -83,10 +84,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if !self.published
-            && let Err(error) = fs::remove_dir_all(&self.staging)
-        {
-            tracing::warn!(path = %self.staging.display(), %error, "an unpublished folder is left behind");
+        if let Err(error) = fs::remove_dir_all(&self.staging) {
+            tracing::warn!(path = %self.staging.display(), %error, "a staging folder is left behind");
         }
     }
 }
@@ -127,6 +126,15 @@ pub(crate) fn write_file(path: &Path, content: &[u8]) -> Result<(), FileError> {
     File::open(path).and_then(|f| f.sync_all()).map_err(at("sync", path))
 }
 
+/// Replaces a file so that a reader, or a machine that comes back from a crash, sees the old content or the new.
+#[allow(dead_code)]
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    let temporary = path.with_extension("tmp");
+    write_file(&temporary, content)?;
+    fs::rename(&temporary, path).map_err(at("replace", path))?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
 /// Makes the names in a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), FileError> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(at("sync folder", folder))
@@ -154,7 +162,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let publish = |i: usize| {
             let reservation = Reservation::take(dir.path(), 1).unwrap();
-            write_file(&reservation.staging().join("who"), i.to_string().as_bytes()).unwrap();
+            fs::create_dir(reservation.content()).unwrap();
+            write_file(&reservation.content().join("who"), i.to_string().as_bytes()).unwrap();
             reservation.publish().unwrap()
         };
         let numbers: BTreeSet<u64> = std::thread::scope(|scope| {
@@ -176,10 +185,11 @@ mod tests {
     fn a_crashed_writer_leaves_nothing_to_read_and_its_number_is_not_reused() {
         let dir = tempfile::tempdir().unwrap();
         let crashed = Reservation::take(dir.path(), 1).unwrap();
-        write_file(&crashed.staging().join("half"), b"written").unwrap();
+        fs::create_dir(crashed.content()).unwrap();
+        write_file(&crashed.content().join("half"), b"written").unwrap();
         std::mem::forget(crashed);
         assert_eq!(published(dir.path()).unwrap(), Vec::<u64>::new());
-        assert_eq!(Reservation::take(dir.path(), 1).unwrap().publish().unwrap(), 2);
+        assert_eq!(Reservation::take(dir.path(), 1).unwrap().number(), 2);
     }
 
     #[test]

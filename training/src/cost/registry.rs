@@ -122,8 +122,10 @@ impl CostRegistry {
         let reservation = Reservation::take(&self.folder, 1)?;
         let model = CostModel { number: reservation.number(), ..model };
         let json = |value: serde_json::Result<Vec<u8>>| value.map_err(CostRegistryError::Encode);
-        write_file(&reservation.staging().join(MODEL_FILE), &json(serde_json::to_vec_pretty(&model))?)?;
-        write_file(&reservation.staging().join(EVIDENCE_FILE), &json(serde_json::to_vec_pretty(evidence))?)?;
+        let content = reservation.content();
+        fs::create_dir(&content).map_err(at("create folder", &content))?;
+        write_file(&content.join(MODEL_FILE), &json(serde_json::to_vec_pretty(&model))?)?;
+        write_file(&content.join(EVIDENCE_FILE), &json(serde_json::to_vec_pretty(evidence))?)?;
         reservation.publish()?;
         Ok(model)
     }
