@@ -128,7 +128,8 @@ impl Ledger {
         tally.io += io;
     }
 
-    /// Rows of load since the last call, each shard of `held` and each node's residual; none if no time has passed.
+    /// Rows of load since the last call, each shard of `held` and each node's residual, named by the time of that call;
+    /// none if no time has passed.
     /// `real` converts model milliseconds into real time.
     pub fn observe(
         &self,
@@ -142,18 +143,19 @@ impl Ledger {
         if seconds <= 0.0 {
             return Vec::new();
         }
-        tallies.since = now;
+        // A row bears the time at which what it sums began, as the bins of a history do.
+        let from = std::mem::replace(&mut tallies.since, now);
         let done = std::mem::take(&mut tallies.shards);
         let worked = std::mem::take(&mut tallies.nodes);
         let mut rows = Vec::with_capacity(held.len() + nodes.len());
         for (shard, held) in held {
             let scale = tallies.scales.get(shard).unwrap_or(&self.scale);
             let tally = done.get(shard).copied().unwrap_or_default();
-            rows.push(row(shard.clone(), held, &tally, scale, now, seconds));
+            rows.push(row(shard.clone(), held, &tally, scale, from, seconds));
         }
         for node in nodes {
             let tally = worked.get(node).copied().unwrap_or_default();
-            let mut row = Observation::empty(ShardId::residual(node), now);
+            let mut row = Observation::empty(ShardId::residual(node), from);
             row.node = Some(node.clone());
             row.cpu_util = Some(tally.service / seconds * self.scale.cpu);
             row.mem_util = Some(0.0);
@@ -164,12 +166,12 @@ impl Ledger {
     }
 }
 
-fn row(shard: ShardId, held: &Held, tally: &Tally, scale: &LoadScale, now: Timestamp, seconds: f64) -> Observation {
+fn row(shard: ShardId, held: &Held, tally: &Tally, scale: &LoadScale, from: Timestamp, seconds: f64) -> Observation {
     let data_bytes = held.bytes as f64 * scale.data;
     Observation {
         shard,
         node: held.node.clone(),
-        ts: now,
+        ts: from,
         cpu_util: Some(tally.service / seconds * scale.cpu),
         mem_util: Some(data_bytes / f64::from(1 << 30) * scale.memory_per_gib),
         io_ops: Some(tally.io / seconds * scale.io),
@@ -202,6 +204,7 @@ mod tests {
         assert!(look(0).is_empty(), "no time has passed");
         let rows = look(300_000);
         assert_eq!(rows.len(), 2);
+        assert_eq!(rows[0].ts, Timestamp::from_ms(0), "named by where it begins");
         assert!((rows[0].cpu_util.unwrap() - 100.0).abs() < 1e-9, "500 units in half a second: a full node");
         assert!((rows[0].txn_rate.unwrap() - 600.0).abs() < 1e-9);
         assert!((rows[0].mem_util.unwrap() - 100.0 / 64.0).abs() < 1e-9);
