@@ -82,6 +82,14 @@ pub(crate) fn pieces(dir: &Path) -> Result<Vec<Piece>, HistoryError> {
     Ok(pieces)
 }
 
+/// First moment of the newest day of which a dated folder holds a piece; `None` if it holds none.
+///
+/// # Errors
+/// As [`crate::read_history`] of a folder.
+pub fn newest_day(dir: &Path) -> Result<Option<Timestamp>, HistoryError> {
+    Ok(pieces(dir)?.last().map(|piece| Timestamp::from_ms(piece.day)))
+}
+
 fn pieces_of_day(dir: &Path, day: i64) -> Result<Vec<Piece>, HistoryError> {
     let mut pieces = Vec::new();
     for name in names(dir)? {
@@ -290,6 +298,8 @@ mod tests {
         assert!(!unfinished.exists());
         let written = folder.append(&[row("a", 5, 1.0)]).unwrap();
         assert!(written[0].ends_with("date=1970-01-01/serving-000002.parquet"));
+        folder.append(&[row("a", 3 * 24 * 60 + 7, 1.0)]).unwrap();
+        assert_eq!(newest_day(dir.path()).unwrap(), Some(Timestamp::from_ms(3 * 86_400_000)));
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod write;
 
 pub use calendar::{Calendar, CalendarError, CalendarPoint};
 pub use error::HistoryError;
-pub use folder::HistoryFolder;
+pub use folder::{HistoryFolder, newest_day};
 pub use forecasts::{ForecastRow, ForecastsError, read_forecasts, write_forecasts};
 pub use grid::GridSeries;
 pub use history::{History, ReadFilter, ReadReport};
