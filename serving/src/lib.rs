@@ -1,1 +1,29 @@
-//! placeholder
+//! Who asks: the serving process that takes measurements in and gives forecasts, risks and scenarios out.
+//!
+//! - *Ingest* puts every accepted row into a log before it acknowledges it, then into memory, then into pieces of the
+//!   history; a restart reads both again.
+//! - *Context*: the newest days of every series on a 5-minute grid. Forecasts begin after the last complete step, never
+//!   inside one, and all series share that origin.
+//! - *Engine*: a queue bounded by rows before threads of its own; a full queue refuses at once, expired requests are not
+//!   computed (S1).
+//! - *Reload*: when the champion changes, the new version is loaded, verified and tried out beside the old one and then
+//!   exchanged in one step; one that fails is refused and the old one goes on (S1).
+//! - *Fallback*: what the model cannot answer, seasonal naive answers, and the provenance says so and why.
+
+mod config;
+mod context;
+mod engine;
+mod error;
+mod ingest;
+mod registry;
+mod server;
+mod service;
+mod version;
+
+pub use config::{ConfigProblem, ServingConfig};
+pub use engine::EngineCounts;
+pub use error::ServingError;
+pub use ingest::{IngestError, LogError};
+pub use registry::ReloadError;
+pub use server::{RunningServer, start, start_with};
+pub use version::{LoadError, RegistryVersions, ServedVersion, VersionLoader};

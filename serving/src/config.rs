@@ -1,0 +1,143 @@
+//! Settings of a serving process.
+
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of a serving process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServingConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Folder of the registry.
+    pub registry: PathBuf,
+    /// The model whose champion answers.
+    pub model: String,
+    /// Dated folder of history that ingest writes; made if it is not there.
+    pub history: PathBuf,
+    /// Folder of the log that rows are in before they are acknowledged; `<history>.log` unless set.
+    pub log: Option<PathBuf>,
+    /// Rows (forecasts of one series) that may wait to be computed; beyond them requests are refused.
+    pub queue_rows: usize,
+    /// Rows that are computed together at most.
+    pub batch_rows: usize,
+    /// Threads that compute; the model spreads a batch over all cores by itself, so one is usually best.
+    pub compute_threads: usize,
+    /// How often logged rows are put into the history, real time.
+    #[serde(with = "humantime_serde")]
+    pub flush_every: Duration,
+    /// How often the labels of the model are looked at, real time.
+    #[serde(with = "humantime_serde")]
+    pub reload_every: Duration,
+    /// Days of each series that are kept in memory to forecast from; the model needs 7, more sharpen the fallback.
+    pub context_days: u32,
+    /// How old the newest observation of a series may be, model time, before a fallback answers for it.
+    #[serde(with = "humantime_serde")]
+    pub stale_after: Duration,
+    /// How far ahead of the clock a row may lie, model time, before it is refused.
+    #[serde(with = "humantime_serde")]
+    pub ahead_at_most: Duration,
+    /// How long requests in flight may go on when the server stops, real time.
+    #[serde(with = "humantime_serde")]
+    pub drain_for: Duration,
+}
+
+impl Default for ServingConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7450)),
+            registry: PathBuf::from("registry"),
+            model: "load".to_owned(),
+            history: PathBuf::from("history"),
+            log: None,
+            queue_rows: 65_536,
+            batch_rows: 4_096,
+            compute_threads: 1,
+            flush_every: Duration::from_secs(60),
+            reload_every: Duration::from_secs(5),
+            context_days: 15,
+            stale_after: Duration::from_secs(3600),
+            ahead_at_most: Duration::from_secs(24 * 3600),
+            drain_for: Duration::from_secs(10),
+        }
+    }
+}
+
+/// One thing wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{option} {what}")]
+pub struct ConfigProblem {
+    /// Which setting.
+    pub option: &'static str,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl ServingConfig {
+    /// Everything that is wrong with the settings.
+    pub fn problems(&self) -> Vec<ConfigProblem> {
+        let mut problems = Vec::new();
+        let mut check = |option, good: bool, what: &str| {
+            if !good {
+                problems.push(ConfigProblem { option, what: what.to_owned() });
+            }
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name = !self.model.is_empty() && !self.model.starts_with('.') && self.model.chars().all(plain);
+        check("model", name, "must be the name of a folder of the registry");
+        check("registry", !self.registry.as_os_str().is_empty(), "must be a folder");
+        check("history", !self.history.as_os_str().is_empty(), "must be a folder");
+        check("log", self.log.as_ref() != Some(&self.history), "must not be the folder of the history");
+        check("queue_rows", self.queue_rows > 0, "must be at least 1");
+        check("batch_rows", self.batch_rows > 0, "must be at least 1");
+        check("compute_threads", (1..=256).contains(&self.compute_threads), "must be 1 to 256");
+        check("flush_every", !self.flush_every.is_zero(), "must be longer than nothing");
+        check("reload_every", !self.reload_every.is_zero(), "must be longer than nothing");
+        check("context_days", (1..=400).contains(&self.context_days), "must be 1 to 400");
+        problems
+    }
+
+    /// The folder of the log.
+    pub fn log_dir(&self) -> PathBuf {
+        self.log.clone().unwrap_or_else(|| {
+            let mut name = self.history.as_os_str().to_owned();
+            name.push(".log");
+            PathBuf::from(name)
+        })
+    }
+}
+
+/// A span of model time in milliseconds; spans beyond what can be expressed never end.
+pub(crate) fn model_ms(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_sound_and_survive_a_file() {
+        let config = ServingConfig::default();
+        assert!(config.problems().is_empty());
+        assert_eq!(config.log_dir(), PathBuf::from("history.log"));
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<ServingConfig>(&text).unwrap(), config);
+        assert!(serde_json::from_str::<ServingConfig>(r#"{"listn": 1}"#).is_err());
+    }
+
+    #[test]
+    fn all_problems_are_found_at_once() {
+        let config = ServingConfig {
+            model: "../x".into(),
+            queue_rows: 0,
+            log: Some("history".into()),
+            context_days: 0,
+            ..ServingConfig::default()
+        };
+        let options: Vec<_> = config.problems().into_iter().map(|problem| problem.option).collect();
+        assert_eq!(options, ["model", "log", "queue_rows", "context_days"]);
+    }
+}

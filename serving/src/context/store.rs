@@ -1,0 +1,282 @@
+//! The newest past of all shards, ready to be forecast from.
+
+use foreshard_domain::{Metric, Observation, Resource, ShardId, Step, Timestamp};
+use foreshard_model::Context;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::ring::BIN;
+use super::shard::{METRICS, ShardContext};
+
+/// A series to be forecast.
+pub(crate) type SeriesKey = (ShardId, Metric);
+
+/// The past of one series on the grid of a product, up to the common origin.
+#[derive(Debug, Clone)]
+pub(crate) struct SeriesContext {
+    pub(crate) shard: ShardId,
+    pub(crate) metric: Metric,
+    pub(crate) start: Timestamp,
+    pub(crate) step: Step,
+    /// One a step, `NaN` where nothing was observed; the last one belongs to the origin. Empty if nothing is known.
+    pub(crate) values: Vec<f32>,
+}
+
+impl SeriesContext {
+    /// As a forecaster takes it.
+    pub(crate) fn as_context(&self) -> Context<'_> {
+        Context { shard: &self.shard, metric: self.metric, start: self.start, step: self.step, values: &self.values }
+    }
+}
+
+/// The metrics that a request wants.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Wanted {
+    /// Whatever was observed of a shard.
+    Observed,
+    /// These.
+    Named(BTreeSet<Metric>),
+    /// Those of these that were observed: loads that were not are taken to be zero.
+    Loads(BTreeSet<Metric>),
+}
+
+impl Wanted {
+    /// Named metrics; none means what was observed.
+    pub(crate) fn named(metrics: &[Metric]) -> Self {
+        if metrics.is_empty() { Wanted::Observed } else { Wanted::Named(metrics.iter().copied().collect()) }
+    }
+
+    /// The loads on resources.
+    pub(crate) fn loads(resources: impl IntoIterator<Item = Resource>) -> Self {
+        Wanted::Loads(resources.into_iter().map(Resource::metric).collect())
+    }
+}
+
+/// Why a request names nothing that could be forecast.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum NothingToForecast {
+    /// No row was ever ingested.
+    NothingObserved,
+    /// None of the named shards was ever observed.
+    UnknownShards(Vec<ShardId>),
+    /// The shards are known, but none of them has a wanted metric.
+    NoSuchMetric,
+}
+
+/// The newest past of all shards; memory is bounded by shards x metrics x days.
+#[derive(Debug)]
+pub(crate) struct ContextStore {
+    shards: BTreeMap<ShardId, ShardContext>,
+    newest: Option<Timestamp>,
+    capacity: usize,
+}
+
+impl ContextStore {
+    /// A store that keeps `days` of each series.
+    pub(crate) fn new(days: u32) -> Self {
+        let capacity = BIN.count_in(Step::DAY.as_ms()).saturating_mul(i64::from(days.max(1)));
+        let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
+        Self { shards: BTreeMap::new(), newest: None, capacity }
+    }
+
+    /// Takes a row in; true if it replaced one of the same shard and time.
+    pub(crate) fn apply(&mut self, row: &Observation) -> bool {
+        self.newest = self.newest.max(Some(row.ts));
+        self.shards.entry(row.shard.clone()).or_default().apply(row, self.capacity)
+    }
+
+    /// Time of the newest row of any shard.
+    pub(crate) fn newest(&self) -> Option<Timestamp> {
+        self.newest
+    }
+
+    /// Forgets shards that were not observed for as long as the store reaches back.
+    pub(crate) fn forget_gone(&mut self) {
+        let reach = BIN.as_ms().saturating_mul(i64::try_from(self.capacity).unwrap_or(i64::MAX));
+        let Some(oldest) = self.newest.map(|newest| newest.as_ms().saturating_sub(reach)) else { return };
+        self.shards.retain(|_, shard| shard.newest().is_some_and(|newest| newest >= oldest));
+    }
+
+    /// The last step that is complete: no row of it is still to come, judged by the newest row of any shard and the
+    /// shortest usual interval between the rows of a shard.
+    pub(crate) fn issued_at(&self, step: Step) -> Option<Timestamp> {
+        let newest = self.newest?;
+        let native = self.shards.values().filter_map(ShardContext::native_ms).min().unwrap_or(step.as_ms());
+        let native = native.min(step.as_ms());
+        // Timers jitter: a row that comes a tenth of the interval early still closes its step.
+        let next_row = newest.plus_ms(native.saturating_add(native / 10));
+        let current = step.floor(newest);
+        let complete = next_row >= current.plus_steps(1, step);
+        Some(if complete { current } else { current.plus_steps(-1, step) })
+    }
+
+    /// Which series a request means, ordered by shard and metric.
+    ///
+    /// Empty `shards` are all that are known. A shard that was never observed counts as having all that was observed of
+    /// any. A series that is named by both its shard and its metric is always among them, observed or not.
+    pub(crate) fn select(&self, shards: &[ShardId], metrics: &Wanted) -> Result<Vec<SeriesKey>, NothingToForecast> {
+        let named: BTreeSet<&ShardId> = shards.iter().collect();
+        self.check_known(&named)?;
+        let everywhere: BTreeSet<Metric> = self.shards.values().flat_map(ShardContext::metrics).collect();
+        let all = named.is_empty();
+        let chosen: Vec<&ShardId> = if all { self.shards.keys().collect() } else { named.into_iter().collect() };
+        let mut keys = Vec::new();
+        for shard in chosen {
+            let observed: BTreeSet<Metric> =
+                self.shards.get(shard).map_or_else(|| everywhere.clone(), |context| context.metrics().collect());
+            let of_shard: BTreeSet<Metric> = match metrics {
+                Wanted::Observed => observed,
+                Wanted::Loads(loads) => loads.intersection(&observed).copied().collect(),
+                Wanted::Named(named) if all => named.intersection(&observed).copied().collect(),
+                Wanted::Named(named) => named.clone(),
+            };
+            keys.extend(of_shard.into_iter().map(|metric| (shard.clone(), metric)));
+        }
+        if keys.is_empty() { Err(NothingToForecast::NoSuchMetric) } else { Ok(keys) }
+    }
+
+    fn check_known(&self, named: &BTreeSet<&ShardId>) -> Result<(), NothingToForecast> {
+        if self.shards.is_empty() {
+            return Err(NothingToForecast::NothingObserved);
+        }
+        if !named.is_empty() && named.iter().all(|shard| !self.shards.contains_key(*shard)) {
+            return Err(NothingToForecast::UnknownShards(named.iter().map(|shard| (*shard).clone()).collect()));
+        }
+        Ok(())
+    }
+
+    /// The past of each series on a grid of `step`, up to the last complete step; series of which nothing is known are
+    /// empty. No series at all if nothing was observed yet.
+    pub(crate) fn contexts(&self, step: Step, keys: &[SeriesKey]) -> Vec<SeriesContext> {
+        let Some(issued_at) = self.issued_at(step) else { return Vec::new() };
+        let contexts = keys.iter().map(|(shard, metric)| {
+            let ring = self.shards.get(shard).and_then(|context| context.ring(*metric));
+            let nothing = (issued_at.plus_steps(1, step).as_ms(), Vec::new());
+            let (start, values) = ring.map_or(nothing, |ring| ring.grid(step, issued_at.as_ms()));
+            let start = Timestamp::from_ms(start);
+            SeriesContext { shard: shard.clone(), metric: *metric, start, step, values }
+        });
+        contexts.collect()
+    }
+
+    /// How many shards are known.
+    pub(crate) fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Most bins that all series together can hold.
+    pub(crate) fn bound(&self) -> usize {
+        self.shards.len().saturating_mul(METRICS.len()).saturating_mul(self.capacity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M: i64 = 60_000;
+
+    fn shard(name: &str) -> ShardId {
+        ShardId::new(name).unwrap()
+    }
+
+    fn row(name: &str, minute: i64, cpu: f64) -> Observation {
+        let mut row = Observation::empty(shard(name), Timestamp::from_ms(minute * M));
+        row.cpu_util = Some(cpu);
+        row
+    }
+
+    fn minute(ts: Option<Timestamp>) -> i64 {
+        ts.unwrap().as_ms() / M
+    }
+
+    #[test]
+    fn a_step_is_issued_once_it_is_complete() {
+        let mut store = ContextStore::new(2);
+        assert_eq!(store.issued_at(BIN), None);
+        for i in 0..=13 {
+            store.apply(&row("a", i, 1.0));
+        }
+        assert_eq!(minute(store.issued_at(BIN)), 5, "minute 14 is still to come");
+        store.apply(&row("a", 14, 1.0));
+        assert_eq!(minute(store.issued_at(BIN)), 10);
+        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR)), 0);
+        store.apply(&row("b", 15, 1.0));
+        assert_eq!(minute(store.issued_at(BIN)), 10);
+    }
+
+    #[test]
+    fn rows_at_the_step_itself_complete_it_at_once() {
+        let mut store = ContextStore::new(2);
+        for i in 0..=4 {
+            store.apply(&row("a", i * 5, 1.0));
+        }
+        assert_eq!(minute(store.issued_at(BIN)), 20);
+        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR)), 0);
+        store.apply(&row("a", 25, 1.0));
+        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR)), 15);
+    }
+
+    #[test]
+    fn d1_the_unfinished_step_does_not_reach_a_context() {
+        let mut store = ContextStore::new(2);
+        for i in 0..=14 {
+            store.apply(&row("a", i, 1.0));
+        }
+        let keys = store.select(&[], &Wanted::Observed).unwrap();
+        let before = store.contexts(BIN, &keys);
+        assert_eq!(before[0].values, [1.0, 1.0, 1.0]);
+        store.apply(&row("a", 15, 1e9));
+        assert_eq!(store.contexts(BIN, &keys)[0].values, before[0].values);
+        assert_eq!(before[0].as_context().issued_at(), store.issued_at(BIN).unwrap());
+    }
+
+    #[test]
+    fn lagging_shards_end_in_gaps_at_the_common_origin() {
+        let mut store = ContextStore::new(2);
+        for i in 0..6 {
+            store.apply(&row("a", i * 5, 1.0));
+        }
+        store.apply(&row("b", 5, 2.0));
+        let contexts = store.contexts(BIN, &store.select(&[], &Wanted::Observed).unwrap());
+        assert_eq!(contexts.len(), 2);
+        assert_eq!(contexts[1].values.len(), 5);
+        assert!(contexts[1].values[1..].iter().all(|v| v.is_nan()));
+        assert!(contexts.iter().all(|c| c.as_context().issued_at() == Timestamp::from_ms(25 * M)));
+    }
+
+    #[test]
+    fn selection_answers_for_what_is_named() {
+        let mut store = ContextStore::new(2);
+        assert_eq!(store.select(&[], &Wanted::Observed), Err(NothingToForecast::NothingObserved));
+        store.apply(&row("a", 0, 1.0));
+        let mut other = row("b", 0, 1.0);
+        other.io_ops = Some(5.0);
+        store.apply(&other);
+        let names = |keys: Vec<SeriesKey>| keys.iter().map(|(s, m)| format!("{s}/{m}")).collect::<Vec<_>>();
+        assert_eq!(names(store.select(&[], &Wanted::Observed).unwrap()), ["a/cpu_util", "b/cpu_util", "b/io_ops"]);
+        assert_eq!(names(store.select(&[], &Wanted::named(&[Metric::IoOps])).unwrap()), ["b/io_ops"]);
+        assert_eq!(names(store.select(&[shard("a")], &Wanted::named(&[Metric::IoOps])).unwrap()), ["a/io_ops"]);
+        let typo = store.select(&[shard("x"), shard("x")], &Wanted::Observed);
+        assert_eq!(typo, Err(NothingToForecast::UnknownShards(vec![shard("x")])));
+        let mixed = store.select(&[shard("x"), shard("a")], &Wanted::named(&[])).unwrap();
+        assert_eq!(names(mixed), ["a/cpu_util", "x/cpu_util", "x/io_ops"]);
+        let loads = Wanted::loads(Resource::ALL);
+        assert_eq!(
+            names(store.select(&[shard("a"), shard("b")], &loads).unwrap()),
+            ["a/cpu_util", "b/cpu_util", "b/io_ops"]
+        );
+        assert_eq!(store.select(&[], &Wanted::named(&[Metric::LatencyMs])), Err(NothingToForecast::NoSuchMetric));
+        let unknown = &store.contexts(BIN, &[(shard("x"), Metric::CpuUtil)])[0];
+        assert_eq!(unknown.as_context().issued_at(), store.issued_at(BIN).unwrap());
+    }
+
+    #[test]
+    fn shards_that_are_gone_are_forgotten() {
+        let mut store = ContextStore::new(1);
+        store.apply(&row("gone", 0, 1.0));
+        store.apply(&row("here", 3 * 24 * 60, 1.0));
+        store.forget_gone();
+        assert_eq!(store.shards(), 1);
+        assert!(store.bound() <= 5 * 288);
+    }
+}

@@ -1,0 +1,176 @@
+//! From contexts to forecasts, paths and risks: the model where it can, a marked fallback where it cannot.
+
+use foreshard_api::{SeriesProvenance, ShardRisk};
+use foreshard_domain::{
+    Calibration, Clock, Fallback, LoadPaths, PerResource, Product, Provenance, Resource, Risk, ScenarioError,
+    ScenarioSet, SeriesForecast, ShardId, Timestamp,
+};
+use foreshard_model::{Context, ForecastSpec, fall_back, scenarios_from};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::Slot;
+use crate::ServedVersion;
+use crate::context::{ContextStore, SeriesContext, SeriesKey};
+
+/// Most values of one scenario set: 256 MiB of floats, such as 1000 shards x 3 resources x 96 steps x 200 scenarios.
+pub(crate) const MAX_SCENARIO_VALUES: usize = 64 * 1024 * 1024;
+
+/// Paths from which a risk is read: the standard error of a probability is at most 2.3 %.
+const RISK_SCENARIOS: usize = 500;
+
+/// Fixed, so that the same question about the same data has the same answer.
+const RISK_SEED: u64 = 0x666f_7265_7368_6172;
+
+/// What compute threads work with.
+pub(crate) struct Bench {
+    pub(crate) contexts: Arc<RwLock<ContextStore>>,
+    pub(crate) slot: Arc<Slot>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// How old the newest observation of a series may be in model time.
+    pub(crate) stale_after_ms: i64,
+}
+
+/// The forecasts of `keys`, in their order; empty if nothing was observed yet.
+pub(crate) fn forecasts(bench: &Bench, product: Product, keys: &[SeriesKey]) -> Vec<SeriesForecast> {
+    let version = bench.slot.current();
+    let (contexts, newest) = {
+        let store = bench.contexts.read().unwrap_or_else(PoisonError::into_inner);
+        (store.contexts(product.step(), keys), store.newest())
+    };
+    // If rows have stopped coming at all, every series is stale, however even the grid looks.
+    let silent = newest.is_some_and(|newest| bench.clock.model().since_ms(newest) > bench.stale_after_ms);
+    let fallback = |context: &SeriesContext| {
+        let context = context.as_context();
+        match context.last_observed() {
+            None => Some(Fallback::UnknownSeries),
+            Some(last) if silent || is_late(&context, last, bench.stale_after_ms) => Some(Fallback::Stale),
+            Some(_) => None,
+        }
+    };
+    let reasons: Vec<Option<Fallback>> = contexts.iter().map(fallback).collect();
+    let served = version.as_deref().filter(|version| version.spec(product).is_some());
+    answers(served, product, &contexts, &reasons)
+}
+
+fn is_late(context: &Context<'_>, last: Timestamp, stale_after_ms: i64) -> bool {
+    context.issued_at().since_ms(last) > stale_after_ms
+}
+
+/// The model answers where there is no reason against it, seasonal naive for the others.
+fn answers(
+    version: Option<&dyn ServedVersion>,
+    product: Product,
+    contexts: &[SeriesContext],
+    reasons: &[Option<Fallback>],
+) -> Vec<SeriesForecast> {
+    let by_model: Vec<Context<'_>> = match version {
+        Some(_) => {
+            let fit = contexts.iter().zip(reasons).filter(|(_, reason)| reason.is_none());
+            fit.map(|(context, _)| context.as_context()).collect()
+        }
+        None => Vec::new(),
+    };
+    let made = match version {
+        Some(version) if !by_model.is_empty() => version.forecast(product, &by_model),
+        _ => Vec::new(),
+    };
+    if made.len() != by_model.len() {
+        tracing::error!(wanted = by_model.len(), got = made.len(), "the version left series out; fallback answers");
+    }
+    let whole = made.len() == by_model.len();
+    let mut made = made.into_iter().filter(|_| whole);
+    let spec = version.and_then(|version| version.spec(product)).cloned();
+    let spec = spec.unwrap_or_else(|| ForecastSpec::of_product(product));
+    let mut one = |context: &SeriesContext, reason: Option<Fallback>| {
+        let from_model = if reason.is_none() && version.is_some() { made.next() } else { None };
+        from_model.unwrap_or_else(|| marked(&spec, &context.as_context(), reason.unwrap_or(Fallback::NoModel)))
+    };
+    contexts.iter().zip(reasons).map(|(context, reason)| one(context, *reason)).collect()
+}
+
+/// What answers in place of the model, marked.
+fn marked(spec: &ForecastSpec, context: &Context<'_>, reason: Fallback) -> SeriesForecast {
+    let answer = fall_back(spec, context, reason);
+    SeriesForecast {
+        shard: context.shard.clone(),
+        metric: context.metric,
+        issued_at: context.issued_at(),
+        step: context.step,
+        forecast: answer.forecast,
+        provenance: Provenance {
+            version: None,
+            last_observed: answer.last_observed,
+            missing_share: answer.missing_share,
+            calibration: Calibration::None,
+            fallback: answer.fallback,
+        },
+    }
+}
+
+/// Joint paths of all loads among the forecasts, with where those of each come from.
+pub(crate) fn scenarios(
+    bench: &Bench,
+    product: Product,
+    forecasts: &[SeriesForecast],
+    n: usize,
+    seed: u64,
+) -> Result<(ScenarioSet, Vec<SeriesProvenance>), ScenarioError> {
+    let set = paths(bench.slot.current().as_deref(), product, forecasts, n, seed)?;
+    let provenance = forecasts.iter().filter_map(|forecast| {
+        let resource = forecast.metric.resource()?;
+        let (shard, provenance) = (forecast.shard.clone(), forecast.provenance.clone());
+        Some(SeriesProvenance { shard, resource, provenance })
+    });
+    Ok((set, provenance.collect()))
+}
+
+fn paths(
+    version: Option<&dyn ServedVersion>,
+    product: Product,
+    forecasts: &[SeriesForecast],
+    n: usize,
+    seed: u64,
+) -> Result<ScenarioSet, ScenarioError> {
+    match version {
+        Some(version) => version.scenarios(product, forecasts, n, seed),
+        None => scenarios_from(None, forecasts, n, seed),
+    }
+}
+
+/// The risk of every load among the forecasts that has a limit, within the first `window` steps.
+///
+/// Paths are made shard by shard: memory stays small, and the risk of a shard does not depend on which others were asked
+/// for.
+pub(crate) fn risks(
+    bench: &Bench,
+    product: Product,
+    forecasts: &[SeriesForecast],
+    limits: &PerResource<Option<f64>>,
+    window: usize,
+) -> Result<Vec<ShardRisk>, ScenarioError> {
+    let version = bench.slot.current();
+    let mut risks = Vec::new();
+    for of_shard in forecasts.chunk_by(|a, b| a.shard == b.shard) {
+        let set = paths(version.as_deref(), product, of_shard, RISK_SCENARIOS, RISK_SEED)?;
+        for forecast in of_shard {
+            let Some((resource, limit)) = forecast.metric.resource().and_then(|r| Some((r, limits[r]?))) else {
+                continue;
+            };
+            risks.push(ShardRisk {
+                shard: forecast.shard.clone(),
+                resource,
+                risk: risk_of(&set, &forecast.shard, resource, limit, window),
+                issued_at: set.issued_at(),
+                step: set.step(),
+                provenance: forecast.provenance.clone(),
+            });
+        }
+    }
+    Ok(risks)
+}
+
+fn risk_of(set: &ScenarioSet, shard: &ShardId, resource: Resource, limit: f64, window: usize) -> Risk {
+    let lane = set.resource_index(resource).zip(set.shard_index(shard)).and_then(|(r, s)| set.lane(r, s));
+    let loads = lane.and_then(|lane| LoadPaths::from_values(set.scenarios(), lane.to_vec()));
+    loads.map_or(Risk::NONE, |loads| loads.risk(limit as f32, 0..window))
+}

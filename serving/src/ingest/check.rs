@@ -1,0 +1,88 @@
+//! Which rows are taken.
+
+use foreshard_api::v1;
+use foreshard_domain::{Metric, Observation, Timestamp};
+
+use crate::context::METRICS;
+
+/// The row, or why it is not taken.
+///
+/// A row must name its shard and time, hold at least one measurement, hold no impossible one, and lie no further ahead
+/// than `latest`: one row from the far future would make every other shard look stale.
+pub(crate) fn checked(row: v1::Observation, latest: Timestamp) -> Result<Observation, String> {
+    let row = Observation::try_from(row).map_err(|error| reason(&error))?;
+    if row.ts > latest {
+        return Err(format!("its time {} lies too far ahead; check the clock that stamped it", row.ts));
+    }
+    let stored = [("data_bytes", row.data_bytes), ("write_bytes_per_s", row.write_bytes_per_s)];
+    let measured = METRICS.iter().map(|metric| (metric.name(), row.get(*metric)));
+    let mut any = false;
+    for (name, value) in measured.chain(stored) {
+        let Some(value) = value else { continue };
+        any = true;
+        if !value.is_finite() {
+            return Err(format!("{name} is {value}, which is no finite number; leave it out if it was not measured"));
+        }
+        if value < lowest(name) {
+            return Err(format!("{name} is {value}; it cannot be negative"));
+        }
+    }
+    if any { Ok(row) } else { Err("it holds no measurement".to_owned()) }
+}
+
+fn lowest(column: &str) -> f64 {
+    column.parse::<Metric>().map_or(Some(0.0), Metric::lower_bound).unwrap_or(f64::NEG_INFINITY)
+}
+
+/// An error with its causes in one line.
+pub(crate) fn reason(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use foreshard_domain::ShardId;
+
+    const LATEST: Timestamp = Timestamp::from_ms(1_000_000);
+
+    fn row() -> Observation {
+        let mut row = Observation::empty(ShardId::new("s").unwrap(), Timestamp::from_ms(1_000_000));
+        row.cpu_util = Some(1.0);
+        row
+    }
+
+    fn refused(row: Observation) -> String {
+        checked((&row).into(), LATEST).unwrap_err()
+    }
+
+    #[test]
+    fn good_rows_pass_unchanged() {
+        let mut good = row();
+        assert_eq!(checked((&good).into(), LATEST), Ok(good.clone()));
+        good.cpu_util = None;
+        good.data_bytes = Some(0.0);
+        assert_eq!(checked((&good).into(), LATEST), Ok(good));
+    }
+
+    #[test]
+    fn each_reason_says_what_is_wrong() {
+        assert!(refused(Observation { cpu_util: Some(f64::NAN), ..row() }).contains("cpu_util is NaN"));
+        assert!(refused(Observation { io_ops: Some(f64::INFINITY), ..row() }).contains("io_ops is inf"));
+        assert!(
+            refused(Observation { txn_rate: Some(-1.0), ..row() }).contains("txn_rate is -1; it cannot be negative")
+        );
+        assert!(refused(Observation { write_bytes_per_s: Some(-1.0), ..row() }).contains("write_bytes_per_s"));
+        assert!(refused(Observation { cpu_util: None, ..row() }).contains("no measurement"));
+        assert!(refused(Observation { ts: Timestamp::from_ms(1_000_001), ..row() }).contains("too far ahead"));
+        let nameless = checked(v1::Observation::default(), LATEST).unwrap_err();
+        assert!(nameless.contains("shard_id") && nameless.contains("must not be empty"), "{nameless}");
+    }
+}

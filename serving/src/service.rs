@@ -1,0 +1,210 @@
+//! `ForecastService` over gRPC: takes requests apart, hands them to the engine or the ingestor, puts answers together.
+//!
+//! Which shards are answered: an empty list means all that are known. As long as any named shard is known, every named
+//! one is answered, and those never observed by a flat prior marked `unknown_series`: one new shard must not cost a
+//! planner all its forecasts. If none of the named shards was ever observed the call is `NOT_FOUND` with the names in
+//! its details: a misspelt name must not look like a shard without load.
+
+mod levels;
+mod status;
+mod timeout;
+
+use foreshard_api::v1::forecast_service_server::ForecastService;
+use foreshard_api::{ForecastQuery, RiskQuery, ScenarioQuery, scenario_parts, v1};
+use foreshard_domain::{Clock, Product, QuantileLevels, RealTime, Resource, SeriesForecast, ShardId};
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::context::{ContextStore, SeriesKey, Wanted};
+use crate::engine::{Bench, Engine, MAX_SCENARIO_VALUES, deadline, risks, scenarios};
+use crate::ingest::{Ingestor, checked};
+use crate::registry::Reloader;
+use timeout::timeout;
+
+/// Refused rows that are named in an answer; more are only counted.
+const MOST_REFUSALS: usize = 1000;
+
+/// Chunks of scenarios that wait for a slow reader; with 1 MiB each, a stalled stream holds little.
+const CHUNKS_AHEAD: usize = 4;
+
+/// What the service works with.
+#[derive(Clone)]
+pub(crate) struct ForecastApi {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) contexts: Arc<RwLock<ContextStore>>,
+    pub(crate) ingestor: Arc<Ingestor>,
+    pub(crate) reloader: Arc<Reloader>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) flush_now: Arc<Notify>,
+    pub(crate) ahead_at_most_ms: i64,
+}
+
+impl ForecastApi {
+    fn select(&self, shards: &[ShardId], wanted: &Wanted) -> Result<Vec<SeriesKey>, Status> {
+        let store = self.contexts.read().unwrap_or_else(PoisonError::into_inner);
+        store.select(shards, wanted).map_err(status::nothing)
+    }
+
+    /// Has the forecasts of `keys` made and turned into an answer; refuses at once if the queue is full.
+    async fn compute<T: Send + 'static>(
+        &self,
+        product: Product,
+        keys: Vec<SeriesKey>,
+        expires: Option<RealTime>,
+        make: impl FnOnce(&Bench, Product, Vec<SeriesForecast>) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let receiver = self.engine.submit(product, keys, expires, make).map_err(status::busy)?;
+        self.answer(receiver, expires).await
+    }
+
+    async fn answer<T>(&self, receiver: oneshot::Receiver<T>, expires: Option<RealTime>) -> Result<T, Status> {
+        receiver.await.map_err(|_| {
+            if expires.is_some_and(|expires| self.clock.real() >= expires) {
+                Status::deadline_exceeded("the request expired before it was computed")
+            } else {
+                Status::unavailable("the request was not computed; the server is stopping, or computing it failed")
+            }
+        })
+    }
+
+    fn expires<T>(&self, request: &Request<T>) -> Option<RealTime> {
+        deadline(self.clock.as_ref(), timeout(request.metadata()))
+    }
+
+    /// Takes one batch of a stream in; what is refused joins the answer.
+    async fn take(&self, batch: v1::IngestRequest, answer: &mut v1::IngestResponse) -> Result<(), Status> {
+        let latest = self.clock.model().plus_ms(self.ahead_at_most_ms);
+        let mut rows = Vec::with_capacity(batch.rows.len());
+        for row in batch.rows {
+            let shard_id = row.shard_id.clone();
+            match checked(row, latest) {
+                Ok(row) => rows.push(row),
+                Err(reason) => {
+                    answer.refused_total += 1;
+                    if answer.refused.len() < MOST_REFUSALS {
+                        answer.refused.push(v1::RefusedRow { shard_id, reason });
+                    }
+                }
+            }
+        }
+        let ingestor = Arc::clone(&self.ingestor);
+        let taken = tokio::task::spawn_blocking(move || ingestor.take(rows)).await;
+        let taken = taken.map_err(|error| status::internal(&error))?.map_err(|error| status::ingest(&error))?;
+        answer.accepted += taken.accepted;
+        answer.duplicates += taken.duplicates;
+        if taken.flush_now {
+            self.flush_now.notify_one();
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl ForecastService for ForecastApi {
+    async fn forecast(&self, request: Request<v1::ForecastRequest>) -> Result<Response<v1::ForecastResponse>, Status> {
+        let expires = self.expires(&request);
+        let query = ForecastQuery::try_from(request.into_inner()).map_err(|error| status::wire(&error))?;
+        let other_levels = match query.levels.is_empty() {
+            true => None,
+            false => {
+                Some(QuantileLevels::new(query.levels).map_err(|error| status::invalid("levels", error.to_string()))?)
+            }
+        };
+        let keys = self.select(&query.shards, &Wanted::named(&query.metrics))?;
+        let make = move |_: &Bench, _: Product, forecasts: Vec<SeriesForecast>| match other_levels {
+            None => Ok(forecasts),
+            Some(other) => levels::at_levels(forecasts, &other),
+        };
+        let made = self.compute(query.product, keys, expires, make).await?;
+        let series = made.map_err(|error| status::invalid("levels", error.to_string()))?;
+        Ok(Response::new(v1::ForecastResponse { series: series.iter().map(Into::into).collect() }))
+    }
+
+    async fn risk(&self, request: Request<v1::RiskRequest>) -> Result<Response<v1::RiskResponse>, Status> {
+        let expires = self.expires(&request);
+        let query = RiskQuery::try_from(request.into_inner()).map_err(|error| status::wire(&error))?;
+        let horizon = query.product.horizon();
+        let window = query.window_steps.unwrap_or(horizon);
+        if window > horizon {
+            return Err(status::invalid("window_steps", format!("{window} steps; {} has {horizon}", query.product)));
+        }
+        let limited = Resource::ALL.into_iter().filter(|resource| query.limits[*resource].is_some());
+        let keys = self.select(&query.shards, &Wanted::loads(limited))?;
+        let make = move |bench: &Bench, product: Product, forecasts: Vec<SeriesForecast>| {
+            risks(bench, product, &forecasts, &query.limits, window)
+        };
+        let made = self.compute(query.product, keys, expires, make).await?;
+        let made = made.map_err(|error| status::internal(&error))?;
+        Ok(Response::new(v1::RiskResponse { risks: made.iter().map(Into::into).collect() }))
+    }
+
+    type ScenariosStream = ReceiverStream<Result<v1::ScenariosResponse, Status>>;
+
+    async fn scenarios(
+        &self,
+        request: Request<v1::ScenariosRequest>,
+    ) -> Result<Response<Self::ScenariosStream>, Status> {
+        let expires = self.expires(&request);
+        let query = ScenarioQuery::try_from(request.into_inner()).map_err(|error| status::wire(&error))?;
+        let keys = self.select(&query.shards, &Wanted::loads(Resource::ALL))?;
+        check_size(&keys, query.product.horizon(), query.scenarios)?;
+        let make = move |bench: &Bench, product: Product, forecasts: Vec<SeriesForecast>| {
+            scenarios(bench, product, &forecasts, query.scenarios, query.seed)
+        };
+        let made = self.compute(query.product, keys, expires, make).await?;
+        let (set, provenance) = made.map_err(|error| status::internal(&error))?;
+        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::spawn(async move {
+            for part in scenario_parts(&set, &provenance) {
+                // A reader that left ends the stream.
+                if sender.send(Ok(part)).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn ingest(
+        &self,
+        request: Request<Streaming<v1::IngestRequest>>,
+    ) -> Result<Response<v1::IngestResponse>, Status> {
+        let mut batches = request.into_inner();
+        let mut answer = v1::IngestResponse::default();
+        while let Some(batch) = batches.message().await? {
+            self.take(batch, &mut answer).await?;
+        }
+        if answer.refused_total > 0 {
+            let example = answer.refused.first().map(|row| row.reason.as_str()).unwrap_or_default();
+            tracing::warn!(refused = answer.refused_total, accepted = answer.accepted, example, "rows refused");
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn models(&self, _: Request<v1::ModelsRequest>) -> Result<Response<v1::ModelsResponse>, Status> {
+        let reloader = Arc::clone(&self.reloader);
+        let models = tokio::task::spawn_blocking(move || reloader.models()).await;
+        let models = models.map_err(|error| status::internal(&error))?.map_err(|error| status::internal(&error))?;
+        Ok(Response::new(v1::ModelsResponse { models: models.iter().map(Into::into).collect() }))
+    }
+}
+
+/// Refuses a set that would not fit in memory.
+fn check_size(keys: &[SeriesKey], horizon: usize, scenarios: usize) -> Result<(), Status> {
+    let shards: BTreeSet<&ShardId> = keys.iter().map(|(shard, _)| shard).collect();
+    let metrics: BTreeSet<_> = keys.iter().map(|(_, metric)| *metric).collect();
+    let sizes = [shards.len(), metrics.len(), horizon, scenarios];
+    let values = sizes.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
+    if values.is_some_and(|values| values <= MAX_SCENARIO_VALUES) {
+        return Ok(());
+    }
+    let [shards, resources, steps, scenarios] = sizes;
+    let what = format!(
+        "{scenarios} scenarios of {shards} shards, {resources} resources and {steps} steps are more than the \
+         {MAX_SCENARIO_VALUES} values that fit; ask for fewer scenarios or shards"
+    );
+    Err(status::invalid("scenarios", what))
+}
