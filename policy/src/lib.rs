@@ -1,11 +1,23 @@
 //! What to do: pure decisions about which shard to move where and when.
+//!
+//! [`plan`] turns a [`PlanningInput`] into a [`Plan`]; [`check`] replays a plan with its own arithmetic and accepts or
+//! refuses it; [`explain`] tells it to a person; [`decisions`] makes the records by which it is scored later;
 
+mod check;
+mod decisions;
+mod dense;
+mod explain;
 mod input;
 mod input_errors;
 mod plan;
+mod planner;
 mod settings;
 
+pub use check::{CheckReport, Violation, check};
+pub use decisions::decisions;
+pub use explain::explain;
 pub use input::{Communication, InFlight, PlanningInput, ShardFacts};
 pub use input_errors::{InputError, InputErrors};
 pub use plan::{Considered, FORMAT, Move, NodeRisk, Plan, Reason, Refused, RuleName, Score};
+pub use planner::{Deferred, PlanError, PlanReport, Planned, plan};
 pub use settings::{PolicySettings, RuleSwitches, SearchLimits, SettingsError};

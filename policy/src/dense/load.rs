@@ -1,0 +1,251 @@
+//! Loads of nodes over scenarios: built, changed by moves, charged, and held against capacity.
+
+use foreshard_domain::{LoadPaths, NodeState, PerResource, Resource, Risk, Timestamp};
+
+use super::{Lanes, Model};
+
+/// A move as its effect on loads: the copy loads source and target from `start` to `leaves`, the target has the shard
+/// from the step that holds `arrives`, the source has it up to the step that begins at or after `leaves`. Planned moves
+/// arrive after their expected and leave after their 90 % duration, so either node is charged for the worse case.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Transfer {
+    pub shard: usize,
+    pub source: usize,
+    pub target: usize,
+    pub start: Timestamp,
+    pub arrives: Timestamp,
+    pub leaves: Timestamp,
+    /// Whether the owner has changed already, so that only the copy's load is left.
+    pub done: bool,
+}
+
+/// Paths of one node's load for each resource that is limited anywhere; empty for the others.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeLoad(pub PerResource<LoadPaths>);
+
+/// What a node's load must not exceed at the capacity quantile, by step: its capacity, or the quantile that it has
+/// already where that is higher.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounds {
+    pub limit: PerResource<Vec<f32>>,
+    /// Whether copies of shards that leave may go over it.
+    pub relief: bool,
+}
+
+/// A node's load by step, charged and held against its bounds.
+#[derive(Debug, Clone)]
+pub(crate) struct Scan {
+    /// Overload minutes.
+    pub overload: Vec<f64>,
+    /// Imbalance, weighted, overload minutes.
+    pub balance: Vec<f64>,
+    /// Whether the capacity quantile is within the bounds.
+    pub fits: Vec<bool>,
+    /// Mean CPU share.
+    pub cpu: Vec<f64>,
+    /// Mean share of the fullest resource.
+    pub fullest: Vec<f64>,
+}
+
+impl Scan {
+    /// Overload and imbalance of a step.
+    pub fn cost(&self, step: usize) -> f64 {
+        self.overload[step] + self.balance[step]
+    }
+}
+
+/// Sum of excess, sum of values and number over the bound of one row of scenarios.
+fn row_sums(base: &[f32], add: Option<&[f32]>, sign: f32, plus: f32, limit: f32, bound: f32) -> (f32, f32, u32) {
+    const WIDTH: usize = 8;
+    let (mut excess, mut sum, mut over) = ([0f32; WIDTH], [0f32; WIDTH], [0u32; WIDTH]);
+    let mut take = |lane: usize, value: f32| {
+        excess[lane] += (value - limit).max(0.0);
+        sum[lane] += value;
+        over[lane] += u32::from(value > bound);
+    };
+    // Eight running sums instead of one: the order of additions is fixed, and the loops vectorise.
+    match add {
+        Some(add) => {
+            for (b, a) in base.chunks(WIDTH).zip(add.chunks(WIDTH)) {
+                b.iter().zip(a).enumerate().for_each(|(lane, (b, a))| take(lane, b + sign * a + plus));
+            }
+        }
+        None => {
+            for b in base.chunks(WIDTH) {
+                b.iter().enumerate().for_each(|(lane, b)| take(lane, b + plus));
+            }
+        }
+    }
+    (excess.iter().sum(), sum.iter().sum(), over.iter().sum())
+}
+
+impl Model<'_> {
+    /// Load of a node if the shards are where `at` says from now on, running moves included.
+    pub fn settled_load(&self, node: usize, at: &[usize]) -> NodeLoad {
+        let mut load = self.residual_load(node);
+        for (i, shard) in self.shards.iter().enumerate() {
+            if at[i] == node {
+                self.add(&mut load, &shard.lanes, 1.0, 0..self.grid.steps);
+            }
+        }
+        for running in &self.running {
+            self.apply(&mut load, running, node, true);
+        }
+        load
+    }
+
+    fn residual_load(&self, node: usize) -> NodeLoad {
+        let limited = |r: &Resource| self.resources.contains(r);
+        let mut load = NodeLoad(PerResource::from_fn(|r| {
+            LoadPaths::zero(if limited(&r) { self.grid.steps } else { 0 }, self.grid.scenarios)
+        }));
+        self.add(&mut load, &self.nodes[node].residual, 1.0, 0..self.grid.steps);
+        load
+    }
+
+    fn add(&self, load: &mut NodeLoad, lanes: &Lanes<'_>, sign: f32, steps: std::ops::Range<usize>) {
+        for r in &self.resources {
+            if let Some(lane) = &lanes[*r] {
+                load.0[*r].add_scaled(lane, sign, steps.clone());
+            }
+        }
+    }
+
+    /// Applies what a move does to a node's load; `outgoing` is whether the copy of a shard that leaves is counted.
+    pub fn apply(&self, load: &mut NodeLoad, transfer: &Transfer, node: usize, outgoing: bool) {
+        self.apply_shard(load, transfer, node);
+        if transfer.target == node || (transfer.source == node && outgoing) {
+            self.apply_copy(load, transfer, node);
+        }
+    }
+
+    /// Moves the shard itself.
+    pub fn apply_shard(&self, load: &mut NodeLoad, transfer: &Transfer, node: usize) {
+        if transfer.done {
+            return;
+        }
+        let lanes = &self.shards[transfer.shard].lanes;
+        if transfer.source == node {
+            self.add(load, lanes, -1.0, self.grid.step_after(transfer.leaves)..self.grid.steps);
+        } else if transfer.target == node {
+            self.add(load, lanes, 1.0, self.grid.step_of(transfer.arrives)..self.grid.steps);
+        }
+    }
+
+    /// Adds the load of the copy.
+    pub fn apply_copy(&self, load: &mut NodeLoad, transfer: &Transfer, node: usize) {
+        for r in &self.resources {
+            let share = self.input.cost_model.extra_share[*r];
+            let Some(capacity) = self.capacity(node, *r).filter(|_| share > 0.0) else { continue };
+            for step in self.grid.step_of(transfer.start)..self.grid.step_after(transfer.leaves) {
+                let covered = self.grid.coverage(step, transfer.start, transfer.leaves);
+                load.0[*r].add_constant((share * capacity * covered) as f32, step..step + 1);
+            }
+        }
+    }
+
+    /// Bounds of a node whose load is as given without further moves.
+    pub fn bounds(&self, node: usize, load: &NodeLoad) -> Bounds {
+        let settings = &self.input.settings;
+        let mut hot = self.nodes[node].node.state == NodeState::Draining;
+        let rank = self.grid.scenarios - 1 - self.may_exceed as usize;
+        let limit = PerResource::from_fn(|r| {
+            let Some(capacity) = self.capacity(node, r) else { return Vec::new() };
+            let (capacity, warm) = (capacity as f32, (capacity * settings.limit.min(1.0)) as f32);
+            let rows = load.0[r].values().chunks_exact(self.grid.scenarios).enumerate();
+            let bounds = rows.map(|(step, row)| {
+                let over = row.iter().filter(|v| **v > warm).count();
+                if over <= self.may_exceed as usize {
+                    return capacity;
+                }
+                hot |= step >= self.grid.first;
+                let mut row = row.to_vec();
+                let (_, quantile, _) = row.select_nth_unstable_by(rank, f32::total_cmp);
+                quantile.max(capacity)
+            });
+            bounds.collect()
+        });
+        Bounds { limit, relief: hot && settings.relief_copies }
+    }
+
+    /// Whether a load is within bounds at the capacity quantile at every step from now on.
+    pub fn fits(&self, load: &NodeLoad, bounds: &Bounds) -> bool {
+        self.resources.iter().all(|r| {
+            let rows = load.0[*r].values().chunks_exact(self.grid.scenarios).zip(&bounds.limit[*r]);
+            rows.skip(self.grid.first)
+                .all(|(row, bound)| row.iter().map(|v| u32::from(v > bound)).sum::<u32>() <= self.may_exceed)
+        })
+    }
+
+    /// Charges a node's load with a shard added or taken away (`lanes`, sign) and with or without a copy running.
+    pub fn scan(
+        &self,
+        node: usize,
+        load: &NodeLoad,
+        bounds: &Bounds,
+        lanes: Option<(&Lanes<'_>, f32)>,
+        copy: bool,
+    ) -> Scan {
+        let (steps, n, minutes) = (self.grid.steps, self.grid.scenarios, self.grid.minutes());
+        let settings = &self.input.settings;
+        let weight = if settings.rules.proactive_balancing { settings.balance_weight } else { 0.0 };
+        let mut scan = Scan {
+            overload: vec![0.0; steps],
+            balance: vec![0.0; steps],
+            fits: vec![true; steps],
+            cpu: vec![0.0; steps],
+            fullest: vec![0.0; steps],
+        };
+        for r in &self.resources {
+            let Some(capacity) = self.capacity(node, *r) else { continue };
+            let extra = if copy { self.input.cost_model.extra_share[*r] * capacity } else { 0.0 };
+            let sign = lanes.map_or(0.0, |(_, sign)| sign);
+            let lane = lanes.and_then(|(lanes, _)| lanes[*r].as_deref());
+            let limit = (capacity * settings.limit) as f32;
+            for step in self.grid.window() {
+                let row = load.0[*r].values().get(step * n..(step + 1) * n).unwrap_or(&[]);
+                let add = lane.and_then(|lane| lane.get(step * n..(step + 1) * n));
+                let (excess, sum, over) = row_sums(row, add, sign, extra as f32, limit, bounds.limit[*r][step]);
+                let share = f64::from(sum) / (n as f64 * capacity);
+                scan.overload[step] += f64::from(excess) / (n as f64 * capacity) * minutes;
+                let above = (share - self.mean_share[*r][step] - settings.balance_band).max(0.0);
+                scan.balance[step] += weight * above * minutes;
+                scan.fits[step] &= over <= self.may_exceed;
+                scan.fullest[step] = scan.fullest[step].max(share);
+                if *r == Resource::Cpu {
+                    scan.cpu[step] = share;
+                }
+            }
+        }
+        scan
+    }
+
+    /// Overload and imbalance of a load over the window, overload minutes.
+    pub fn charge(&self, node: usize, load: &NodeLoad, bounds: &Bounds) -> f64 {
+        let scan = self.scan(node, load, bounds, None, false);
+        self.grid.window().map(|step| scan.cost(step)).sum()
+    }
+
+    /// Risk of being over `share` of the capacity at any step from now on.
+    pub fn risk(&self, node: usize, load: &NodeLoad, share: f64) -> PerResource<Risk> {
+        PerResource::from_fn(|r| match self.capacity(node, r) {
+            Some(capacity) => load.0[r].risk((capacity * share) as f32, self.grid.window()),
+            None => Risk::NONE,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_summed_with_a_shard_and_a_copy() {
+        let base: Vec<f32> = (0..11).map(|i| i as f32).collect();
+        let add = vec![1.0; 11];
+        let (excess, sum, over) = row_sums(&base, Some(&add), 1.0, 0.5, 10.0, 9.0);
+        assert_eq!((excess, sum, over), (0.5 + 1.5, 55.0 + 16.5, 3));
+        let (excess, sum, over) = row_sums(&base, None, 0.0, 0.0, 8.0, 20.0);
+        assert_eq!((excess, sum, over), (3.0, 55.0, 0));
+    }
+}
