@@ -22,7 +22,7 @@ mod trained;
 mod version;
 mod widths;
 
-pub use features::{FeatureTable, Features, ORIGIN_QUANTILES};
+pub use features::{FeatureTable, Features, PATCHES};
 pub use forecaster::{Answer, Context, ForecastSpec, Forecaster, SpecError};
 pub use gaps::Filled;
 pub use lanes::{Lanes, LanesError};

@@ -127,7 +127,9 @@ impl Trained {
     }
 
     /// The answer from quantiles at the learned levels: widths corrected, bounded, at the levels of the spec.
-    pub(crate) fn finish(&self, rows: &[[f32; LEVELS]]) -> Option<Vec<f32>> {
+    ///
+    /// `None` if a quantile is not a finite number.
+    pub fn corrected(&self, rows: &[[f32; TENSOR_LEVELS.len()]]) -> Option<Vec<f32>> {
         let spec = &self.parts.spec;
         let mut values = Vec::with_capacity(rows.len() * spec.levels.len());
         for (step, row) in rows.iter().enumerate() {
@@ -184,7 +186,7 @@ impl Forecaster for Trained {
             if let Some(reason) = refusal {
                 return fall_back(spec, context, reason);
             }
-            let Some(values) = rows.next().and_then(|rows| self.finish(&rows)) else {
+            let Some(values) = rows.next().and_then(|rows| self.corrected(&rows)) else {
                 return fall_back(spec, context, Fallback::NoModel);
             };
             Answer {

@@ -1,0 +1,197 @@
+//! Fitting: one global network per product over all series, its calibration and its rank templates.
+
+mod after;
+mod loss;
+mod member;
+mod optimiser;
+mod sampling;
+mod spec;
+
+pub use optimiser::{AdamW, Average, learning_rate};
+pub use spec::{
+    CheckpointPolicy, FitControl, FitProgress, MemberSpec, ProductSpec, TrainErrors, TrainParams, TrainProblem,
+    TrainSeries, TrainSpec,
+};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use foreshard_domain::QuantileForecast;
+use foreshard_model::{
+    Context, Features, Forecaster, Lanes, LanesError, NetworkError, RankTemplates, Trained, TrainedParts,
+    VersionProduct, any_step,
+};
+
+use crate::checkpoint::{CheckpointError, CheckpointFile, Progress, fingerprint};
+use member::MemberRun;
+use sampling::Samples;
+
+/// Why a fit ended without a model.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// No series carries the product.
+    #[error(
+        "product {product} has {series} series but none with {days} days before its end; add history or use seasonal naive"
+    )]
+    TooLittleHistory {
+        /// Which product.
+        product: String,
+        /// How many series were given.
+        series: usize,
+        /// How many days one would need.
+        days: usize,
+    },
+    /// The product has no series at all.
+    #[error("product {product} has no series to learn from")]
+    NoSeries {
+        /// Which product.
+        product: String,
+    },
+    /// A loss or a weight stopped being a number.
+    #[error("{what} of product {product} is not a finite number at step {step}; lower learning_rate or inspect the data")]
+    NotFinite {
+        /// Loss, gradient or validation.
+        what: &'static str,
+        /// Which product.
+        product: String,
+        /// Which step.
+        step: usize,
+    },
+    /// The caller asked to stop.
+    #[error("training of product {product} was stopped at step {step}")]
+    Stopped {
+        /// Which product.
+        product: String,
+        /// Which step.
+        step: usize,
+    },
+    /// The network could not be computed.
+    #[error("the network of product {product} cannot be trained")]
+    Network {
+        /// Which product.
+        product: String,
+        /// Why.
+        #[source]
+        source: NetworkError,
+    },
+    /// Threads could not be started.
+    #[error("cannot start the threads of the training")]
+    Lanes(#[from] LanesError),
+    /// The checkpoint could not be written, read or continued.
+    #[error("cannot use the checkpoint")]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// One product as fitted.
+#[derive(Debug)]
+pub struct FittedProduct {
+    trained: Trained,
+    templates: RankTemplates,
+    /// Series that were learned from.
+    pub series: usize,
+    /// Mean scaled pinball loss on the validation stretch, by member.
+    pub validation: Vec<f64>,
+    /// Steps taken, by member.
+    pub steps: Vec<usize>,
+}
+
+/// Networks, calibration and templates of every product.
+#[derive(Debug)]
+pub struct FittedModel {
+    products: BTreeMap<String, FittedProduct>,
+}
+
+impl FittedModel {
+    /// The products, by name.
+    pub fn products(&self) -> impl Iterator<Item = (&String, &FittedProduct)> {
+        self.products.iter()
+    }
+
+    /// The forecaster of a product.
+    pub fn forecaster(&self, product: &str) -> Option<&dyn Forecaster> {
+        Some(&self.products.get(product)?.trained)
+    }
+
+    /// The rank templates of a product.
+    pub fn templates(&self, product: &str) -> Option<&RankTemplates> {
+        Some(&self.products.get(product)?.templates)
+    }
+
+    /// Probability that a load exceeds `limit` at any step of a forecast of this product.
+    pub fn p_any(&self, product: &str, context: &Context<'_>, forecast: &QuantileForecast, limit: f64) -> f64 {
+        any_step(self.templates(product), context.shard, context.metric, forecast, limit)
+    }
+
+    /// What goes into a version folder.
+    pub fn version_products(&self) -> Vec<VersionProduct> {
+        let part = |p: &FittedProduct| VersionProduct {
+            trained: p.trained.parts().clone(),
+            templates: (!p.templates.is_empty()).then(|| p.templates.clone()),
+        };
+        self.products.values().map(part).collect()
+    }
+}
+
+/// Fits every product on its series: networks with early stop on a time cut, width factors, rank templates.
+///
+/// Equal series, spec and machine give equal bits at any number of threads, also when the fit was interrupted and resumed
+/// from its checkpoint (F2).
+///
+/// # Errors
+/// [`TrainError`]; with a checkpoint policy, what was reached is on disk when the caller asked to stop.
+pub fn fit(
+    series: &BTreeMap<String, Vec<TrainSeries>>,
+    spec: &TrainSpec,
+    control: &mut FitControl<'_>,
+) -> Result<FittedModel, TrainError> {
+    let lanes = Arc::new(Lanes::new(spec.params().threads)?);
+    let file = match &control.checkpoint {
+        Some(policy) => Some(CheckpointFile::new(&policy.dir, fingerprint(series, spec))),
+        None => None,
+    };
+    let mut progress = match &file {
+        Some(file) => file.read()?.unwrap_or_default(),
+        None => Progress::default(),
+    };
+    let mut products = BTreeMap::new();
+    for product in &spec.params().products {
+        let own = series.get(&product.name).filter(|own| !own.is_empty());
+        let own = own.ok_or_else(|| TrainError::NoSeries { product: product.name.clone() })?;
+        let fitted = fit_product(product, own, spec, control, &lanes, (&file, &mut progress))?;
+        products.insert(product.name.clone(), fitted);
+    }
+    if let Some(file) = file {
+        file.remove()?;
+    }
+    Ok(FittedModel { products })
+}
+
+fn fit_product(
+    product: &ProductSpec,
+    series: &[TrainSeries],
+    spec: &TrainSpec,
+    control: &mut FitControl<'_>,
+    lanes: &Arc<Lanes>,
+    (file, progress): (&Option<CheckpointFile>, &mut Progress),
+) -> Result<FittedProduct, TrainError> {
+    let network = |source| TrainError::Network { product: product.name.clone(), source };
+    let features = Features::new(&product.forecast);
+    let samples = Samples::draw(product, series, spec, features, lanes)?;
+    let (mut members, mut validation, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, member) in spec.params().members.iter().enumerate() {
+        let mut run = MemberRun::new(product, index, member, &samples, spec);
+        run.train(control, lanes, (file, progress))?;
+        let done = run.finish();
+        validation.push(done.validation);
+        steps.push(done.steps);
+        members.push(done.weights);
+    }
+    let parts =
+        TrainedParts { name: product.name.clone(), spec: product.forecast.clone(), members, widths: None };
+    let plain = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
+    let past = after::past_forecasts(&plain, &samples).map_err(network)?;
+    let widths = spec.params().calibrate.then(|| after::widths(&past, product.forecast.horizon));
+    let trained = Trained::new(TrainedParts { widths, ..parts }, lanes.clone()).map_err(network)?;
+    let templates = after::templates(&trained, &past, &samples);
+    Ok(FittedProduct { trained, templates, series: samples.series().len(), validation, steps })
+}

@@ -1,0 +1,217 @@
+//! Training one network.
+
+use foreshard_model::{Architecture, DropoutMasks, Lanes, Weights};
+use rand::seq::index;
+use rand::{Rng, RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::loss::{loss_and_gradient, plain_loss};
+use super::optimiser::{AdamW, Average, clip, learning_rate};
+use super::sampling::Samples;
+use super::spec::{FitControl, FitProgress, MemberSpec, ProductSpec, TrainSpec};
+use super::TrainError;
+use crate::checkpoint::{CheckpointFile, MemberState, Progress};
+
+/// Pieces of a batch whose gradients are computed apart and summed in this order: fixed, so that the number of threads
+/// never shows in the result.
+const CHUNKS: usize = 4;
+/// Every so many-th step of the horizon takes part in a batch and in validation.
+const STEP_SHARE: usize = 4;
+
+/// A network while it is trained.
+pub(super) struct MemberRun<'a> {
+    product: &'a ProductSpec,
+    index: usize,
+    member: &'a MemberSpec,
+    samples: &'a Samples,
+    spec: &'a TrainSpec,
+    architecture: Architecture,
+    state: MemberState,
+}
+
+/// A network when it is trained.
+pub(super) struct Done {
+    pub weights: Weights,
+    pub validation: f64,
+    pub steps: usize,
+}
+
+impl<'a> MemberRun<'a> {
+    pub(super) fn new(
+        product: &'a ProductSpec,
+        index: usize,
+        member: &'a MemberSpec,
+        samples: &'a Samples,
+        spec: &'a TrainSpec,
+    ) -> Self {
+        let sizes = Architecture::new(samples.features());
+        let architecture = Architecture { encoder: member.encoder, decoder: member.decoder, ..sizes };
+        let warm = spec.params().warm_start.as_ref().and_then(|version| {
+            let weights = version.forecaster(&product.name)?.parts().members.get(index)?;
+            (weights.architecture == architecture).then(|| weights.values.clone())
+        });
+        let fresh = || architecture.initial(&mut generator(spec, index, 0, 0)).values;
+        let weights = warm.unwrap_or_else(fresh);
+        let state = MemberState {
+            step: 0,
+            optimiser: AdamW::new(weights.len()),
+            average: Average::new(&weights),
+            best: None,
+            looks_since_best: 0,
+            weights,
+        };
+        Self { product, index, member, samples, spec, architecture, state }
+    }
+
+    fn key(&self) -> String {
+        format!("{}.{}", self.product.name, self.index)
+    }
+
+    /// Trains to the last step, an early stop, or the caller's stop.
+    pub(super) fn train(
+        &mut self,
+        control: &mut FitControl<'_>,
+        lanes: &Lanes,
+        (file, progress): (&Option<CheckpointFile>, &mut Progress),
+    ) -> Result<(), TrainError> {
+        let params = self.spec.params();
+        if let Some(state) = progress.members.get(&self.key()) {
+            self.state = state.clone();
+        }
+        let save_every = control.checkpoint.as_ref().map_or(usize::MAX, |policy| policy.every_steps.max(1));
+        let mut save = |run: &Self| -> Result<(), TrainError> {
+            let Some(file) = file else { return Ok(()) };
+            progress.members.insert(run.key(), run.state.clone());
+            Ok(file.write(progress)?)
+        };
+        while self.state.step < params.steps && self.state.looks_since_best < params.patience {
+            if (control.stop)() {
+                save(self)?;
+                return Err(TrainError::Stopped { product: self.product.name.clone(), step: self.state.step });
+            }
+            let loss = self.step(lanes)?;
+            let look = self.state.step.is_multiple_of(params.validate_every) || self.state.step == params.steps;
+            let validation = if look { Some(self.look(lanes)?) } else { None };
+            (control.progress)(FitProgress {
+                product: self.product.name.clone(),
+                member: (self.index, params.members.len()),
+                step: (self.state.step, params.steps),
+                loss,
+                validation,
+            });
+            if self.state.step.is_multiple_of(save_every) {
+                save(self)?;
+            }
+        }
+        save(self)
+    }
+
+    /// One step: a batch in chunks, gradients summed in order, clipped, applied.
+    fn step(&mut self, lanes: &Lanes) -> Result<f64, TrainError> {
+        let params = self.spec.params();
+        let number = self.state.step;
+        let mut rng = generator(self.spec, self.index, number + 1, 0);
+        let n = self.samples.train.len().max(1);
+        let origins: Vec<usize> = (0..params.batch).map(|_| rng.random_range(0..n)).collect();
+        let horizon = self.samples.features().horizon;
+        let mut steps = index::sample(&mut rng, horizon, horizon.div_ceil(STEP_SHARE)).into_vec();
+        steps.sort_unstable();
+        let hidden: Vec<bool> = origins.iter().map(|_| rng.random::<f32>() < self.member.hide_quantiles).collect();
+        let size = origins.len().div_ceil(CHUNKS).max(1);
+        let chunks: Vec<(&[usize], &[bool])> = origins.chunks(size).zip(hidden.chunks(size)).collect();
+        let weights = Weights { architecture: self.architecture, values: self.state.weights.clone() };
+        let rows = origins.len() * steps.len();
+        let parts = lanes.map(&chunks, |chunk, (origins, hidden)| {
+            let hide = |i: usize| hidden.get(i).copied().unwrap_or(false);
+            let example = self.samples.train.example(origins, &steps, hide);
+            let masks = self.masks(number, chunk, origins.len(), steps.len());
+            loss_and_gradient(&weights, &example, &masks, rows)
+        });
+        let mut gradient = vec![0.0f32; weights.values.len()];
+        let mut loss = 0.0;
+        for part in parts {
+            let (own, values) = part.map_err(|source| self.network(source))?;
+            loss += own;
+            gradient.iter_mut().zip(values).for_each(|(g, v)| *g += v);
+        }
+        let length = clip(&mut gradient, params.clip);
+        for (what, value) in [("loss", loss), ("gradient", length)] {
+            if !value.is_finite() {
+                return Err(TrainError::NotFinite { what, product: self.product.name.clone(), step: number });
+            }
+        }
+        let rate = learning_rate(params.learning_rate, number, params.warm_up, params.steps);
+        self.state.optimiser.step(&mut self.state.weights, &gradient, rate, params.weight_decay);
+        self.state.average.update(&self.state.weights, number);
+        self.state.step += 1;
+        Ok(loss)
+    }
+
+    /// Looks at the validation stretch with the averaged weights and keeps the best.
+    fn look(&mut self, lanes: &Lanes) -> Result<f64, TrainError> {
+        let table = &self.samples.validation;
+        let all: Vec<usize> = (0..table.len()).collect();
+        let steps: Vec<usize> = (0..self.samples.features().horizon).step_by(STEP_SHARE).collect();
+        let weights = Weights { architecture: self.architecture, values: self.state.average.values.clone() };
+        let chunks: Vec<&[usize]> = all.chunks(64).collect();
+        let rows = all.len() * steps.len();
+        let parts = lanes.map(&chunks, |_, origins| {
+            plain_loss(&weights, &table.example(origins, &steps, |_| false), rows)
+        });
+        let mut loss = 0.0;
+        for part in parts {
+            loss += part.map_err(|source| self.network(source))?;
+        }
+        if !loss.is_finite() {
+            let product = self.product.name.clone();
+            return Err(TrainError::NotFinite { what: "validation loss", product, step: self.state.step });
+        }
+        // Without a validation stretch every look counts as the best so far.
+        let better = self.state.best.as_ref().is_none_or(|(best, _)| loss < *best || all.is_empty());
+        if better {
+            self.state.best = Some((loss, weights.values));
+            self.state.looks_since_best = 0;
+        } else {
+            self.state.looks_since_best += 1;
+        }
+        Ok(loss)
+    }
+
+    fn network(&self, source: foreshard_model::NetworkError) -> TrainError {
+        TrainError::Network { product: self.product.name.clone(), source }
+    }
+
+    /// Masks of one chunk, from a generator of its own.
+    fn masks(&self, step: usize, chunk: usize, origins: usize, steps: usize) -> DropoutMasks {
+        let mut rng = generator(self.spec, self.index, step + 1, chunk + 1);
+        // One byte a unit: the share is rounded to 1/256.
+        let threshold = (self.spec.params().dropout * 256.0).round().clamp(0.0, 255.0) as u8;
+        let kept = 256.0 / (256.0 - f32::from(threshold));
+        let mut bytes = Vec::new();
+        let mut mask = |n: usize| -> Vec<f32> {
+            bytes.resize(n, 0);
+            rng.fill_bytes(&mut bytes);
+            bytes.iter().map(|b| if *b < threshold { 0.0 } else { kept }).collect()
+        };
+        let days = if self.architecture.encoder > 0 { self.samples.patches() } else { 0 };
+        let patches = (0..days).map(|_| mask(origins * self.architecture.encoder)).collect();
+        DropoutMasks { patches, decoder: mask(origins * steps * self.architecture.decoder) }
+    }
+
+    /// The best averaged weights.
+    pub(super) fn finish(self) -> Done {
+        let MemberState { step, average, best, .. } = self.state;
+        let (validation, values) = best.unwrap_or((f64::NAN, average.values));
+        Done { weights: Weights { architecture: self.architecture, values }, validation, steps: step }
+    }
+}
+
+/// The generator of one purpose: every (network, step, chunk) has its own stream, so that a resumed fit needs to know
+/// nothing but the number of the step.
+fn generator(spec: &TrainSpec, member: usize, step: usize, chunk: usize) -> ChaCha8Rng {
+    let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let purpose = (wide(member) << 32 | wide(chunk)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut rng = ChaCha8Rng::seed_from_u64(spec.params().seed ^ purpose);
+    rng.set_stream(wide(step));
+    rng
+}

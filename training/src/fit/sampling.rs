@@ -1,0 +1,209 @@
+//! Which origins a fit learns from, and which it is judged on.
+
+use foreshard_domain::{Metric, ShardId, Timestamp};
+use foreshard_model::{Batch, FeatureTable, Features, Filled, Lanes, MIN_HISTORY_DAYS, PATCHES};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::spec::{ProductSpec, TrainSeries, TrainSpec};
+use super::TrainError;
+
+/// Most (origin, step) rows of features held at once; bounds memory at about 80 MB.
+const MOST_ROWS: usize = 500_000;
+/// Most origins of the validation stretch.
+const MOST_VALIDATION: usize = 512;
+/// Targets lie within so many scales; beyond it a single burst would steer the weights.
+const MOST_TARGET: f32 = 50.0;
+/// Bounds of the weight of a sample.
+const WEIGHTS: (f32, f32) = (0.2, 5.0);
+
+/// One series made ready.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub shard: ShardId,
+    pub metric: Metric,
+    pub start: Timestamp,
+    pub raw: Vec<f32>,
+    pub filled: Filled,
+    /// Targets of training lie before it, those of validation at or after it.
+    pub cut: usize,
+    /// First origin that may be learned from.
+    pub first: usize,
+}
+
+/// Features, targets and weights of some origins.
+#[derive(Debug)]
+pub(crate) struct Table {
+    features: FeatureTable,
+    /// origins x horizon in z; `NaN` where nothing was observed.
+    targets: Vec<f32>,
+    weights: Vec<f32>,
+    horizon: usize,
+}
+
+/// A batch with what should come out.
+#[derive(Debug)]
+pub(crate) struct Example {
+    pub batch: Batch,
+    /// (origins x steps) in z, 0 where unknown.
+    pub targets: Vec<f32>,
+    /// (origins x steps), 0 where unknown.
+    pub weights: Vec<f32>,
+}
+
+/// Everything drawn for one product.
+#[derive(Debug)]
+pub(crate) struct Samples {
+    features: Features,
+    series: Vec<Ready>,
+    pub train: Table,
+    pub validation: Table,
+}
+
+impl Samples {
+    /// Draws origins: equally many for each series, uniformly over its time before the cut.
+    pub(crate) fn draw(
+        product: &ProductSpec,
+        series: &[TrainSeries],
+        spec: &TrainSpec,
+        features: Features,
+        lanes: &Lanes,
+    ) -> Result<Self, TrainError> {
+        let usable: Vec<&TrainSeries> = series.iter().filter(|s| s.series.step == product.forecast.step).collect();
+        let ready = lanes.map(&usable, |_, s| Ready::new(s, &features, spec.params().validation_share));
+        let ready: Vec<Ready> = ready.into_iter().flatten().collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(spec.params().seed);
+        let most = spec.params().origins.min((MOST_ROWS / features.horizon.max(1)).max(1));
+        let mut train = Vec::new();
+        let mut validation = Vec::new();
+        for (i, one) in ready.iter().enumerate() {
+            let wanted = most.div_ceil(ready.len().max(1));
+            let last = one.cut.saturating_sub(features.horizon);
+            let drawn = (0..wanted).map(|_| rng.random_range(one.first..=last.max(one.first)));
+            train.extend(drawn.filter(|o| *o <= last && one.mostly_known(*o, features.horizon)).map(|o| (i, o)));
+            let (from, to) = (one.cut, one.raw.len().saturating_sub(features.horizon));
+            let wanted = (MOST_VALIDATION / ready.len().max(1)).max(1);
+            let spaced = (0..wanted).map(|k| from + (to.saturating_sub(from)) * (k + 1) / wanted);
+            validation.extend(spaced.filter(|o| *o <= to && one.mostly_known(*o, features.horizon)).map(|o| (i, o)));
+        }
+        if train.is_empty() {
+            let day = features.season.max(1);
+            let days = MIN_HISTORY_DAYS + (4 * features.horizon).div_ceil(day);
+            return Err(TrainError::TooLittleHistory { product: product.name.clone(), series: series.len(), days });
+        }
+        let table = |chosen: &[(usize, usize)]| Table::new(features, &ready, chosen, lanes);
+        let (train, validation) = (table(&train), table(&validation));
+        Ok(Self { features, series: ready, train, validation })
+    }
+
+    /// The series that can be learned from.
+    pub(crate) fn series(&self) -> &[Ready] {
+        &self.series
+    }
+
+    /// Days that the encoder reads.
+    pub(crate) fn patches(&self) -> usize {
+        PATCHES
+    }
+
+    /// The shape of the features.
+    pub(crate) fn features(&self) -> &Features {
+        &self.features
+    }
+}
+
+impl Ready {
+    /// `None` if the series is too short or too empty.
+    fn new(series: &TrainSeries, features: &Features, validation_share: f64) -> Option<Self> {
+        let raw = series.series.window_up_to(series.usable).to_vec();
+        let (n, horizon) = (raw.len(), features.horizon);
+        let held_back = ((n as f64 * validation_share) as usize).max(2 * horizon).min(n / 4);
+        let cut = n - held_back;
+        let least = features.season * MIN_HISTORY_DAYS;
+        // Long series leave out their first weeks, whose features would have to be extended backwards.
+        let first = (n / 3).clamp(least, least * 2);
+        let observed = raw.iter().filter(|v| v.is_finite()).count();
+        if held_back < horizon || cut < first + horizon || observed * 2 < n {
+            return None;
+        }
+        let filled = Filled::new(&raw, features.season);
+        Some(Self {
+            shard: series.shard.clone(),
+            metric: series.metric,
+            start: series.series.start,
+            raw,
+            filled,
+            cut,
+            first,
+        })
+    }
+
+    /// The values from an origin on.
+    pub(crate) fn truth(&self, origin: usize, horizon: usize) -> &[f32] {
+        self.raw.get(origin..origin.saturating_add(horizon)).unwrap_or(&[])
+    }
+
+    pub(crate) fn mostly_known(&self, origin: usize, horizon: usize) -> bool {
+        let truth = self.truth(origin, horizon);
+        !truth.is_empty() && truth.iter().filter(|v| v.is_finite()).count() * 2 >= truth.len()
+    }
+
+    /// Grid time of an index.
+    pub(crate) fn time_of(&self, index: usize, features: &Features) -> Timestamp {
+        self.start.plus_steps(i64::try_from(index).unwrap_or(i64::MAX), features.step)
+    }
+}
+
+impl Table {
+    fn new(features: Features, series: &[Ready], chosen: &[(usize, usize)], lanes: &Lanes) -> Self {
+        let known = |(i, o): &(usize, usize)| Some((series.get(*i)?, *o));
+        let chosen: Vec<(&Ready, usize)> = chosen.iter().filter_map(known).collect();
+        let origins: Vec<_> = chosen.iter().map(|(s, o)| (&s.filled, *o, s.time_of(*o, &features))).collect();
+        let table = FeatureTable::new(features, &origins, lanes);
+        let mut targets = Vec::with_capacity(chosen.len() * features.horizon);
+        for (row, (one, origin)) in chosen.iter().enumerate() {
+            let (loc, scale) = table.scaling(row);
+            let z = one.truth(*origin, features.horizon).iter().map(|x| (x - loc) / scale);
+            targets.extend(z.map(|z| if z.is_finite() { z.clamp(-MOST_TARGET, MOST_TARGET) } else { f32::NAN }));
+        }
+        let weights = weights(&table, &chosen);
+        Self { features: table, targets, weights, horizon: features.horizon }
+    }
+
+    /// How many origins.
+    pub(crate) fn len(&self) -> usize {
+        self.features.len()
+    }
+
+    /// The example of some origins at some steps; origins for which `hide` is true show no quantiles.
+    pub(crate) fn example(&self, origins: &[usize], steps: &[usize], hide: impl Fn(usize) -> bool) -> Example {
+        let batch = self.features.batch(origins, steps, hide);
+        let mut targets = Vec::with_capacity(origins.len() * steps.len());
+        let mut weights = Vec::with_capacity(origins.len() * steps.len());
+        for origin in origins {
+            let weight = self.weights.get(*origin).copied().unwrap_or(0.0);
+            for step in steps {
+                let target = self.targets.get(origin * self.horizon + step).copied().unwrap_or(f32::NAN);
+                targets.push(if target.is_finite() { target } else { 0.0 });
+                weights.push(if target.is_finite() { weight } else { 0.0 });
+            }
+        }
+        Example { batch, targets, weights }
+    }
+}
+
+/// Weight of each origin: its scale over the mean scale of its series, so that the busy times of a series count as they
+/// do in raw units while no series rules because of its unit.
+fn weights(table: &FeatureTable, chosen: &[(&Ready, usize)]) -> Vec<f32> {
+    let mut weights: Vec<f32> = (0..chosen.len()).map(|row| table.scaling(row).1).collect();
+    let mut from = 0;
+    while let Some((series, _)) = chosen.get(from) {
+        let same = chosen.iter().skip(from).take_while(|(s, _)| std::ptr::eq(*s, *series)).count();
+        if let Some(own) = weights.get_mut(from..from + same) {
+            let mean = own.iter().map(|w| f64::from(*w)).sum::<f64>() / same.max(1) as f64;
+            own.iter_mut().for_each(|w| *w = ((f64::from(*w) / mean) as f32).clamp(WEIGHTS.0, WEIGHTS.1));
+        }
+        from += same.max(1);
+    }
+    weights
+}
