@@ -155,7 +155,10 @@ impl CheckpointFile {
         for (key, state) in &progress.members {
             let best = state.best.as_ref().map(|(loss, _)| loss.to_bits());
             let (step, optimiser_step) = (state.step, state.optimiser.step);
-            members.insert(key.clone(), MemberHeader { step, optimiser_step, best, looks_since_best: state.looks_since_best });
+            members.insert(
+                key.clone(),
+                MemberHeader { step, optimiser_step, best, looks_since_best: state.looks_since_best },
+            );
             let best = state.best.as_ref().map(|(_, weights)| ("best", weights));
             let parts = [
                 ("weights", &state.weights),

@@ -48,7 +48,9 @@ pub enum TrainError {
         product: String,
     },
     /// A loss or a weight stopped being a number.
-    #[error("{what} of product {product} is not a finite number at step {step}; lower learning_rate or inspect the data")]
+    #[error(
+        "{what} of product {product} is not a finite number at step {step}; lower learning_rate or inspect the data"
+    )]
     NotFinite {
         /// Loss, gradient or validation.
         what: &'static str,
@@ -145,10 +147,8 @@ pub fn fit(
     control: &mut FitControl<'_>,
 ) -> Result<FittedModel, TrainError> {
     let lanes = Arc::new(Lanes::new(spec.params().threads)?);
-    let file = match &control.checkpoint {
-        Some(policy) => Some(CheckpointFile::new(&policy.dir, fingerprint(series, spec))),
-        None => None,
-    };
+    let policy = control.checkpoint.as_ref();
+    let file = policy.map(|policy| CheckpointFile::new(&policy.dir, fingerprint(series, spec)));
     let mut progress = match &file {
         Some(file) => file.read()?.unwrap_or_default(),
         None => Progress::default(),
@@ -186,8 +186,7 @@ fn fit_product(
         steps.push(done.steps);
         members.push(done.weights);
     }
-    let parts =
-        TrainedParts { name: product.name.clone(), spec: product.forecast.clone(), members, widths: None };
+    let parts = TrainedParts { name: product.name.clone(), spec: product.forecast.clone(), members, widths: None };
     let plain = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
     let past = after::past_forecasts(&plain, &samples).map_err(network)?;
     let widths = spec.params().calibrate.then(|| after::widths(&past, product.forecast.horizon));

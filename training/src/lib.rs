@@ -16,8 +16,8 @@ pub use cost::{
     judge_cost_model,
 };
 pub use fit::{
-    AdamW, Average, CheckpointPolicy, FitControl, FitProgress, FittedModel, FittedProduct, MemberSpec, ProductSpec, TrainError,
-    TrainErrors, TrainParams, TrainProblem, TrainSeries, TrainSpec, fit, learning_rate,
+    AdamW, Average, CheckpointPolicy, FitControl, FitProgress, FittedModel, FittedProduct, MemberSpec, ProductSpec,
+    TrainError, TrainErrors, TrainParams, TrainProblem, TrainSeries, TrainSpec, fit, learning_rate,
 };
 pub use gate::{Contest, GateLimits, gate};
 pub use labels::Labels;

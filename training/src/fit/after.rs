@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use foreshard_domain::{Metric, QuantileForecast, ShardId, Timestamp};
-use foreshard_model::{
-    NetworkError, RankTemplates, TENSOR_LEVELS, TemplateLimits, Trained, WidthFactors, WidthSample,
-};
+use foreshard_model::{NetworkError, RankTemplates, TENSOR_LEVELS, TemplateLimits, Trained, WidthFactors, WidthSample};
 
 use super::sampling::{Ready, Samples};
 
@@ -51,7 +49,8 @@ fn moments(samples: &Samples) -> BTreeSet<Timestamp> {
     let span = longest.unwrap_or(0).min(features.season * SEASONS);
     let wanted = (FORECASTS / samples.series().len().max(1)).clamp(MOMENTS.0, MOMENTS.1);
     let stride = (span / wanted).max(1);
-    let back = |steps: usize| end.plus_steps(-i64::try_from(steps + features.horizon).unwrap_or(i64::MAX), features.step);
+    let back =
+        |steps: usize| end.plus_steps(-i64::try_from(steps + features.horizon).unwrap_or(i64::MAX), features.step);
     (0..wanted.min(span / stride + 1)).map(|k| back(k * stride)).collect()
 }
 

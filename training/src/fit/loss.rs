@@ -14,7 +14,12 @@ fn level_weight(level: f64) -> f32 {
 }
 
 /// Weighted mean pinball loss in z, where the mean runs over `rows` (origin, step) pairs: chunks of one batch add up.
-fn loss(tensors: &WeightTensors, example: &Example, masks: Option<&DropoutMasks>, rows: usize) -> Result<Tensor, NetworkError> {
+fn loss(
+    tensors: &WeightTensors,
+    example: &Example,
+    masks: Option<&DropoutMasks>,
+    rows: usize,
+) -> Result<Tensor, NetworkError> {
     let n = example.targets.len();
     let device = Device::Cpu;
     let quantiles = forward(tensors, &example.batch, masks)?.quantiles;

@@ -5,11 +5,11 @@ use rand::seq::index;
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::TrainError;
 use super::loss::{loss_and_gradient, plain_loss};
 use super::optimiser::{AdamW, Average, clip, learning_rate};
 use super::sampling::Samples;
 use super::spec::{FitControl, FitProgress, MemberSpec, ProductSpec, TrainSpec};
-use super::TrainError;
 use crate::checkpoint::{CheckpointFile, MemberState, Progress};
 
 /// Pieces of a batch whose gradients are computed apart and summed in this order: fixed, so that the number of threads
@@ -155,9 +155,8 @@ impl<'a> MemberRun<'a> {
         let weights = Weights { architecture: self.architecture, values: self.state.average.values.clone() };
         let chunks: Vec<&[usize]> = all.chunks(64).collect();
         let rows = all.len() * steps.len();
-        let parts = lanes.map(&chunks, |_, origins| {
-            plain_loss(&weights, &table.example(origins, &steps, |_| false), rows)
-        });
+        let parts =
+            lanes.map(&chunks, |_, origins| plain_loss(&weights, &table.example(origins, &steps, |_| false), rows));
         let mut loss = 0.0;
         for part in parts {
             loss += part.map_err(|source| self.network(source))?;

@@ -5,8 +5,8 @@ use foreshard_model::{Batch, FeatureTable, Features, Filled, Lanes, MIN_HISTORY_
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::spec::{ProductSpec, TrainSeries, TrainSpec};
 use super::TrainError;
+use super::spec::{ProductSpec, TrainSeries, TrainSpec};
 
 /// Most (origin, step) rows of features held at once; bounds memory at about 80 MB.
 const MOST_ROWS: usize = 500_000;

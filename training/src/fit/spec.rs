@@ -208,9 +208,11 @@ impl TrainParams {
         if self.metrics.as_ref().is_some_and(Vec::is_empty) {
             problems.push(TrainProblem::Empty { what: "metrics" });
         }
-        problems.extend(self.numbers().into_iter().filter_map(|(what, range, value, ok)| {
-            (!ok).then_some(TrainProblem::Range { what, range, value })
-        }));
+        problems.extend(
+            self.numbers()
+                .into_iter()
+                .filter_map(|(what, range, value, ok)| (!ok).then_some(TrainProblem::Range { what, range, value })),
+        );
         if problems.is_empty() { Ok(TrainSpec(self)) } else { Err(TrainErrors(problems)) }
     }
 
@@ -232,8 +234,11 @@ impl TrainParams {
     }
 
     fn numbers(&self) -> Vec<(&'static str, &'static str, f64, bool)> {
-        let count = |what, value: usize, most: usize| (what, "at least 1 and reasonable", value as f64, (1..=most).contains(&value));
-        let share = |what, value: f64, most: f64| (what, "at least 0 and below 1", value, (0.0..=most).contains(&value));
+        let count = |what, value: usize, most: usize| {
+            (what, "at least 1 and reasonable", value as f64, (1..=most).contains(&value))
+        };
+        let share =
+            |what, value: f64, most: f64| (what, "at least 0 and below 1", value, (0.0..=most).contains(&value));
         let positive = |what, value: f64, most: f64| (what, "positive and finite", value, value > 0.0 && value <= most);
         let mut numbers = vec![
             count("steps", self.steps, 1_000_000),
@@ -245,7 +250,12 @@ impl TrainParams {
             positive("clip", self.clip, 1e6),
             share("weight_decay", self.weight_decay, 0.99),
             share("dropout", f64::from(self.dropout), 0.95),
-            ("validation_share", "between .02 and .5", self.validation_share, (0.02..=0.5).contains(&self.validation_share)),
+            (
+                "validation_share",
+                "between .02 and .5",
+                self.validation_share,
+                (0.02..=0.5).contains(&self.validation_share),
+            ),
             ("threads", "at most 1024", self.threads as f64, self.threads <= 1024),
         ];
         for member in &self.members {
