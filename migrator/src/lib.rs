@@ -1,13 +1,20 @@
 //! Doing it: durable migrations on engines behind one trait.
 
 mod backend;
+mod cause;
+mod driver;
 pub mod embedded;
+mod outcomes;
+mod ring;
 mod store;
 mod transition;
 
 pub use backend::{
     Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, Verification, Way,
 };
+pub use driver::{CutOver, CutOverLimits, CutOverObservation, Driver, DriverConfig, DriverError, decide_cut_over};
+pub use outcomes::outcome;
+pub use ring::{Candidate, Explanation, Located, Placed, Ring, RingError};
 pub use store::{
     Change, ExternalObject, FaultyStore, InvalidChange, JournalRow, MemoryStore, MigrationRecord, Progress, RedbStore,
     State, StateStore, StoreError, StoreFault, apply,

@@ -104,9 +104,17 @@ impl MigrationRecord {
     /// Who owns the shard in the present state.
     pub fn owner(&self) -> Owner {
         match self.state.tenure() {
-            Tenure::First => Owner { node: self.source().clone(), epoch: self.epoch },
-            Tenure::Second => Owner { node: self.target().clone(), epoch: self.epoch.next() },
-            Tenure::Third => Owner { node: self.source().clone(), epoch: self.epoch.next().next() },
+            Tenure::First => self.previous_owner(Way::There),
+            Tenure::Second => self.next_owner(Way::There),
+            Tenure::Third => self.next_owner(Way::Back),
+        }
+    }
+
+    /// Who owns the shard before the owner change of this way.
+    pub fn previous_owner(&self, way: Way) -> Owner {
+        match way {
+            Way::There => Owner { node: self.source().clone(), epoch: self.epoch },
+            Way::Back => self.next_owner(Way::There),
         }
     }
 

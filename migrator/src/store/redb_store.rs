@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::redb_rows::{self, FORMAT, RowError};
 use super::{Change, State, StateStore, StoreError, advance, lead};
+use crate::cause::with_causes;
 
 /// The state is a few megabytes at most; redb's default of 1 GiB is meant for databases that are read.
 const CACHE_BYTES: usize = 16 << 20;
@@ -121,7 +122,7 @@ impl Held {
         let next = next(&kept.state)?;
         if let Err(error) = self.write(&next, changes) {
             let error = row_error(error, &self.path, doing);
-            kept.broken = Some(chain(&error));
+            kept.broken = Some(with_causes(&error));
             return Err(error);
         }
         kept.state = next.clone();
@@ -162,12 +163,6 @@ fn row_error(error: RowError, path: &str, doing: &'static str) -> StoreError {
         RowError::Row { what, source } => StoreError::Corrupt { path, what, source },
         RowError::Format { found } => StoreError::Format { path, found, known: FORMAT },
     }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |e| e.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[async_trait]

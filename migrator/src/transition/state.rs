@@ -329,34 +329,6 @@ impl MigrationState {
         }
     }
 
-    /// Whether writes may be stopped by a fence of this migration.
-    pub const fn may_hold_fence(&self) -> bool {
-        match self {
-            Self::Fencing { .. }
-            | Self::Proving { .. }
-            | Self::Sealing { .. }
-            | Self::Sealed { .. }
-            | Self::Opening { .. }
-            | Self::Routing { .. }
-            | Self::Releasing { .. }
-            | Self::Undoing { .. } => true,
-            Self::Planned
-            | Self::Preparing { .. }
-            | Self::Copying { .. }
-            | Self::CatchingUp { .. }
-            | Self::Verifying { .. }
-            | Self::TryingWayBack { .. }
-            | Self::Nearing { .. }
-            | Self::Reversible { .. }
-            | Self::Finishing { .. }
-            | Self::Paused { .. }
-            | Self::Done
-            | Self::Cancelled
-            | Self::Failed { .. }
-            | Self::RolledBack => false,
-        }
-    }
-
     /// Whether it may be paused: only before the fence, where standing still costs nobody anything.
     pub const fn may_pause(&self) -> bool {
         match self {
@@ -406,6 +378,32 @@ impl MigrationState {
             | Self::Releasing { .. }
             | Self::Finishing { .. }
             | Self::Undoing { .. } => true,
+        }
+    }
+
+    /// The fence that stops writes in this state, with its deadline while it can still expire.
+    pub(crate) const fn fence(&self) -> Option<(Way, Option<RealTime>)> {
+        match self {
+            Self::Fencing { leg, deadline, .. }
+            | Self::Proving { leg, deadline, .. }
+            | Self::Sealing { leg, deadline, .. } => Some((leg.way(), Some(*deadline))),
+            Self::Sealed { way } | Self::Opening { way, .. } | Self::Routing { way, .. } => Some((*way, None)),
+            Self::Planned
+            | Self::Preparing { .. }
+            | Self::Copying { .. }
+            | Self::CatchingUp { .. }
+            | Self::Verifying { .. }
+            | Self::TryingWayBack { .. }
+            | Self::Nearing { .. }
+            | Self::Reversible { .. }
+            | Self::Releasing { .. }
+            | Self::Finishing { .. }
+            | Self::Undoing { .. }
+            | Self::Paused { .. }
+            | Self::Done
+            | Self::Cancelled
+            | Self::Failed { .. }
+            | Self::RolledBack => None,
         }
     }
 

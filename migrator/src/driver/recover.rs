@@ -1,0 +1,70 @@
+//! Going on after a crash, or after another controller.
+
+use foreshard_domain::MigrationId;
+
+use super::{Driver, DriverError, Moment};
+use crate::cause::with_causes;
+use crate::store::{Change, JournalRow, MigrationRecord};
+
+impl Driver {
+    /// Takes up every migration that has not ended. Where a fence may hold or a seal may have been done, the source is asked
+    /// first; what is past the point of no return is finished forward at once (M7). Returns the others that still have work to
+    /// do, and those that are stuck, for [`Driver::run`].
+    ///
+    /// # Errors
+    /// [`DriverError::Deposed`] or [`DriverError::Store`]. A migration that cannot be taken up holds up no other: it is logged
+    /// and returned.
+    pub async fn recover(&self) -> Result<Vec<MigrationId>, DriverError> {
+        let state = self.read().await?;
+        let (mut clear, mut rest) = (Vec::new(), Vec::new());
+        for record in state.migrations.values().filter(|m| !m.state.is_terminal()) {
+            match self.take_up(record).await {
+                Ok(()) => clear.push(&record.id),
+                Err(error) => rest.push(self.held_up(record, error)?),
+            }
+        }
+        for id in clear {
+            let record = self.known(&self.read().await?, id)?;
+            if record.state.must_go_forward() {
+                if let Err(error) = self.run(id).await {
+                    rest.push(self.held_up(&record, error)?);
+                }
+            } else if !record.state.is_at_rest() {
+                rest.push(id.clone());
+            }
+        }
+        Ok(rest)
+    }
+
+    /// Notes the change of controller and finds out what the stored state does not tell.
+    async fn take_up(&self, record: &MigrationRecord) -> Result<(), DriverError> {
+        let mut failures = 0;
+        while !self.committed(&self.read().await?, vec![taken_up(record, self.now())], &mut failures).await? {}
+        match self.look(record).await? {
+            Some(performed) => self.settle(record, performed).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A migration that could not be taken up, unless nothing can be done at all.
+    fn held_up(&self, record: &MigrationRecord, error: DriverError) -> Result<MigrationId, DriverError> {
+        if matches!(error, DriverError::Deposed { .. } | DriverError::Store { .. }) {
+            return Err(error);
+        }
+        tracing::error!(migration = %record.id, error = with_causes(&error), "a migration could not be taken up");
+        Ok(record.id.clone())
+    }
+}
+
+fn taken_up(record: &MigrationRecord, now: Moment) -> Change {
+    let row = JournalRow {
+        migration: record.id.clone(),
+        at: now.real,
+        model_at: now.model,
+        term: now.term,
+        event: "taken_up".to_owned(),
+        state: record.state.name().to_owned(),
+        note: None,
+    };
+    Change::Journal { row }
+}

@@ -1,0 +1,126 @@
+//! What a person or the control loop may ask of a migration. Asking twice is asking once.
+
+use foreshard_domain::MigrationId;
+
+use super::follow::Figures;
+use super::{Driver, DriverError};
+use crate::Way;
+use crate::store::MigrationRecord;
+use crate::transition::{Ending, Event, MigrationState};
+
+impl Driver {
+    /// Lets a migration stand still, if it is before the fence; a call of the engine under way is finished first.
+    ///
+    /// # Errors
+    /// [`DriverError::Illegal`] from the fence on.
+    pub async fn pause(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
+        self.request(id, &Event::Pause).await
+    }
+
+    /// Goes on with a paused migration, as [`Driver::run`].
+    ///
+    /// # Errors
+    /// As [`Driver::run`]; [`DriverError::Illegal`] if it is not paused and does not run either.
+    pub async fn resume(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
+        self.request(id, &Event::Resume).await?;
+        self.run(id).await
+    }
+
+    /// Gives up the owner change under way, if it is before the seal: a move is undone, a rollback leaves the shard on the
+    /// target.
+    ///
+    /// # Errors
+    /// As [`Driver::run`]; [`DriverError::Illegal`] from the seal on.
+    pub async fn cancel(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
+        self.request(id, &Event::Cancel).await?;
+        self.run(id).await
+    }
+
+    /// Takes a move back while the source's data is kept: a second owner change, in a new epoch, fed by the reverse log.
+    ///
+    /// # Errors
+    /// As [`Driver::run`]; [`DriverError::NoReverseLog`] if the engine keeps none; [`DriverError::Illegal`] if the move is not
+    /// done, or finished.
+    pub async fn rollback(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
+        if !self.backend.capabilities().reverse_log {
+            let shard = self.known(&self.read().await?, id)?.shard().clone();
+            return Err(DriverError::NoReverseLog { backend: self.backend.kind(), shard });
+        }
+        self.request(id, &Event::RollBack { fences_left: self.config.more_fences }).await?;
+        self.run(id).await
+    }
+
+    /// Removes the source's copy after its retention; the move can no longer be taken back.
+    ///
+    /// # Errors
+    /// As [`Driver::run`]; [`DriverError::Illegal`] before the end of the retention (M5).
+    pub async fn finish(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
+        self.request(id, &Event::Finish { now: self.clock.model() }).await?;
+        self.run(id).await
+    }
+
+    /// Finishes every migration whose retention is over; returns them.
+    ///
+    /// # Errors
+    /// As [`Driver::run`], of the first that fails.
+    pub async fn finish_due(&self) -> Result<Vec<MigrationRecord>, DriverError> {
+        let now = self.clock.model();
+        let state = self.read().await?;
+        let due = |m: &&MigrationRecord| matches!(m.state, MigrationState::Reversible { until } if until <= now);
+        let mut finished = Vec::new();
+        for record in state.migrations.values().filter(due) {
+            finished.push(self.finish(&record.id).await?);
+        }
+        Ok(finished)
+    }
+
+    async fn request(&self, id: &MigrationId, event: &Event) -> Result<MigrationRecord, DriverError> {
+        let mut failures = 0;
+        loop {
+            let state = self.read().await?;
+            let record = self.known(&state, id)?;
+            if is_fulfilled(&record.state, event) {
+                return Ok(record);
+            }
+            let events = std::slice::from_ref(event);
+            if self.follow_and_commit(&state, &record, events, &Figures::default(), &mut failures).await? {
+                return self.known(&self.read().await?, id);
+            }
+        }
+    }
+}
+
+/// Whether what is asked for has been done already or is under way.
+fn is_fulfilled(state: &MigrationState, request: &Event) -> bool {
+    use MigrationState as S;
+    match request {
+        Event::Pause => matches!(state, S::Paused { .. }),
+        Event::Resume => !matches!(state, S::Paused { .. }) && !state.actions().is_empty(),
+        Event::Cancel => matches!(state, S::Undoing { ending: Ending::Cancelled } | S::Cancelled | S::Releasing { .. }),
+        Event::RollBack { .. } => match state {
+            S::CatchingUp { leg }
+            | S::Verifying { leg }
+            | S::Nearing { leg, .. }
+            | S::Fencing { leg, .. }
+            | S::Proving { leg, .. }
+            | S::Sealing { leg, .. } => leg.way() == Way::Back,
+            S::Sealed { way } | S::Opening { way, .. } | S::Routing { way, .. } | S::Finishing { way } => {
+                *way == Way::Back
+            }
+            S::RolledBack => true,
+            S::Planned
+            | S::Preparing { .. }
+            | S::Copying { .. }
+            | S::TryingWayBack { .. }
+            | S::Reversible { .. }
+            | S::Releasing { .. }
+            | S::Undoing { .. }
+            | S::Paused { .. }
+            | S::Done
+            | S::Cancelled
+            | S::Failed { .. } => false,
+        },
+        Event::Finish { .. } => matches!(state, S::Finishing { way: Way::There } | S::Done),
+        _ => false,
+    }
+}
