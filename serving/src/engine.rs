@@ -110,6 +110,11 @@ impl Engine {
         &self.counts
     }
 
+    /// Rows that wait to be computed.
+    pub(crate) fn waiting_rows(&self) -> usize {
+        self.queue.rows()
+    }
+
     /// Queues the forecasts of `keys`; `make` turns them into the answer on a compute thread. The receiver fails if the
     /// request expired, the engine stopped, or computing it went wrong.
     pub(crate) fn submit<T: Send + 'static>(

@@ -25,6 +25,9 @@ use crate::{EngineCounts, IngestError, RegistryVersions, ReloadError, ServingCon
 /// A connection whose other end went away is noticed by pings in this interval.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// Time for the last answers to leave once requests in flight are cut off.
+const CUT_OFF_WITHIN: Duration = Duration::from_secs(1);
+
 /// A server that answers until it is shut down. Dropping it stops it too, without waiting and without the last flush;
 /// nothing is lost then either, since the log has every acknowledged row.
 pub struct RunningServer {
@@ -125,6 +128,7 @@ fn parts(
         clock,
         flush_now: Arc::new(Notify::new()),
         ahead_at_most_ms: model_ms(config.ahead_at_most),
+        cut: CancellationToken::new(),
     })
 }
 
@@ -156,6 +160,11 @@ impl RunningServer {
         self.parts.engine.counts()
     }
 
+    /// Rows that wait to be computed now.
+    pub fn waiting_rows(&self) -> usize {
+        self.parts.engine.waiting_rows()
+    }
+
     /// Looks at the labels now and exchanges the version if they moved; returns the new one.
     ///
     /// # Errors
@@ -185,9 +194,12 @@ impl RunningServer {
         let Self { stop, mut serving, background, health, parts, drain_for, _stops_when_dropped, .. } = self;
         set_health(&health, ServingStatus::NotServing).await;
         stop.cancel();
-        let ended = tokio::time::timeout(drain_for, &mut serving).await;
+        let mut ended = tokio::time::timeout(drain_for, &mut serving).await;
         if ended.is_err() {
             tracing::warn!(after = ?drain_for, "requests in flight are cut off");
+            // Connections are tasks of their own that outlive the server's: their calls have to end by themselves.
+            parts.cut.cancel();
+            ended = tokio::time::timeout(CUT_OFF_WITHIN, &mut serving).await;
             serving.abort();
         }
         for task in background {

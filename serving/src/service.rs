@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::context::{ContextStore, SeriesKey, Wanted};
@@ -40,6 +41,8 @@ pub(crate) struct ForecastApi {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) flush_now: Arc<Notify>,
     pub(crate) ahead_at_most_ms: i64,
+    /// Cancelled when the time for finishing is over: calls that still wait end then.
+    pub(crate) cut: CancellationToken,
 }
 
 impl ForecastApi {
@@ -61,7 +64,11 @@ impl ForecastApi {
     }
 
     async fn answer<T>(&self, receiver: oneshot::Receiver<T>, expires: Option<RealTime>) -> Result<T, Status> {
-        receiver.await.map_err(|_| {
+        let made = tokio::select! {
+            made = receiver => made,
+            () = self.cut.cancelled() => return Err(status::stopped()),
+        };
+        made.map_err(|_| {
             if expires.is_some_and(|expires| self.clock.real() >= expires) {
                 Status::deadline_exceeded("the request expired before it was computed")
             } else {
@@ -157,11 +164,13 @@ impl ForecastService for ForecastApi {
         let made = self.compute(query.product, keys, expires, make).await?;
         let (set, provenance) = made.map_err(|error| status::internal(&error))?;
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        let cut = self.cut.clone();
         tokio::spawn(async move {
             for part in scenario_parts(&set, &provenance) {
-                // A reader that left ends the stream.
-                if sender.send(Ok(part)).await.is_err() {
-                    break;
+                tokio::select! {
+                    // A reader that left ends the stream; one that is cut off sees that values are missing.
+                    sent = sender.send(Ok(part)) => if sent.is_err() { break },
+                    () = cut.cancelled() => break,
                 }
             }
         });
@@ -174,7 +183,12 @@ impl ForecastService for ForecastApi {
     ) -> Result<Response<v1::IngestResponse>, Status> {
         let mut batches = request.into_inner();
         let mut answer = v1::IngestResponse::default();
-        while let Some(batch) = batches.message().await? {
+        loop {
+            let batch = tokio::select! {
+                batch = batches.message() => batch?,
+                () = self.cut.cancelled() => return Err(status::stopped()),
+            };
+            let Some(batch) = batch else { break };
             self.take(batch, &mut answer).await?;
         }
         if answer.refused_total > 0 {

@@ -1,7 +1,7 @@
 //! What is remembered of one shard: its newest rows as they came, and its series on the grid.
 
 use foreshard_domain::{Metric, Observation};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use super::ring::{BIN, Ring, bin_of, bin_start};
 
@@ -22,7 +22,6 @@ pub(crate) struct ShardContext {
     raw: BTreeMap<i64, [f64; METRICS.len()]>,
     rings: [Ring; METRICS.len()],
     newest: Option<i64>,
-    gaps: VecDeque<i64>,
 }
 
 impl ShardContext {
@@ -31,9 +30,12 @@ impl ShardContext {
         self.newest
     }
 
-    /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it.
+    /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it and the
+    /// order in which rows came does not matter.
     pub(crate) fn native_ms(&self) -> Option<i64> {
-        let mut gaps: Vec<i64> = self.gaps.iter().copied().collect();
+        let later = self.raw.keys().rev();
+        let earlier = self.raw.keys().rev().skip(1);
+        let mut gaps: Vec<i64> = later.zip(earlier).take(GAPS).map(|(a, b)| a.saturating_sub(*b)).collect();
         gaps.sort_unstable();
         gaps.get(gaps.len() / 2).copied()
     }
@@ -54,12 +56,6 @@ impl ShardContext {
     pub(crate) fn apply(&mut self, row: &Observation, capacity: usize) -> bool {
         let ts = row.ts.as_ms();
         let values = METRICS.map(|metric| row.get(metric).unwrap_or(f64::NAN));
-        if let Some(newest) = self.newest.filter(|newest| ts > *newest) {
-            self.gaps.push_back(ts.saturating_sub(newest));
-            if self.gaps.len() > GAPS {
-                self.gaps.pop_front();
-            }
-        }
         let newest = self.newest.map_or(ts, |newest| newest.max(ts));
         self.newest = Some(newest);
         // Whole bins, so that a bin is always computed from all of its rows or from none.

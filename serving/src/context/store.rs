@@ -271,6 +271,24 @@ mod tests {
     }
 
     #[test]
+    fn contexts_equal_the_grid_that_training_sees() {
+        // Rows every minute from the middle of a step on, some missing, an hour missing altogether.
+        let minutes = (7..700).filter(|i| i % 13 != 0 && !(200..260).contains(i));
+        let rows: Vec<Observation> = minutes.map(|i| row("a", i, (i * 7919 % 1009) as f64 / 7.0)).collect();
+        let mut store = ContextStore::new(2);
+        rows.iter().rev().for_each(|row| _ = store.apply(row));
+        let history = foreshard_datasets::History::from_observations(rows).unwrap();
+        for step in [BIN, Step::QUARTER_HOUR] {
+            let grid = history.grid(&shard("a"), Metric::CpuUtil, step).unwrap();
+            let context = &store.contexts(step, &[(shard("a"), Metric::CpuUtil)])[0];
+            assert_eq!((context.start, context.values.len()), (grid.start, grid.values.len()));
+            for (mine, theirs) in context.values.iter().zip(&grid.values) {
+                assert!((mine - theirs).abs() <= theirs.abs() * 1e-6 || (mine.is_nan() && theirs.is_nan()));
+            }
+        }
+    }
+
+    #[test]
     fn shards_that_are_gone_are_forgotten() {
         let mut store = ContextStore::new(1);
         store.apply(&row("gone", 0, 1.0));

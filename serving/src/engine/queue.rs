@@ -61,6 +61,11 @@ impl RowQueue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Rows that wait.
+    pub(crate) fn rows(&self) -> usize {
+        self.locked().rows
+    }
+
     /// Lets a job wait, unless the rows would be too many. A job that is larger than the whole queue is taken when
     /// nothing else waits, since it could never be otherwise.
     pub(crate) fn push(&self, job: Job) -> Result<(), QueueFull> {

@@ -61,8 +61,13 @@ fn unknown_shards(shards: &[ShardId]) -> Status {
 pub(super) fn busy(full: QueueFull) -> Status {
     match full {
         QueueFull::Full { waiting } => exhausted(format!("{waiting} rows wait to be computed already; come again")),
-        QueueFull::Closed => Status::unavailable("the server is stopping"),
+        QueueFull::Closed => stopped(),
     }
+}
+
+/// The server stops and cannot wait for the call.
+pub(super) fn stopped() -> Status {
+    Status::unavailable("the server is stopping")
 }
 
 fn exhausted(text: String) -> Status {
