@@ -301,6 +301,11 @@ impl EmbeddedEngine {
         self.members.keys().cloned().collect()
     }
 
+    /// A node itself, to ask it what it holds; writes that do not come through the engine are not counted as load.
+    pub fn node(&self, node: &NodeId) -> Option<Arc<EmbeddedNode>> {
+        self.member(node).map(|member| Arc::clone(&member.node))
+    }
+
     /// How long an operation would wait at a node now; zero for a node that does not exist.
     pub fn backlog(&self, node: &NodeId) -> Duration {
         self.member(node).map(|member| member.service.backlog()).unwrap_or_default()

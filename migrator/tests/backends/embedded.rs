@@ -1,0 +1,122 @@
+//! The contract on the embedded engine, in memory and on disk.
+
+use async_trait::async_trait;
+use foreshard_domain::{Epoch, ManualClock, NodeId, RealTime, ShardId, Timestamp};
+use foreshard_migrator::Backend;
+use foreshard_migrator::embedded::{
+    Batch, EmbeddedBackend, EmbeddedEngine, EngineSettings, FjallStore, Keyspace, KvStore, MemoryStore, MoveSettings,
+};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::contract::{self, Bench, Rows, node};
+
+struct EmbeddedBench {
+    clock: Arc<ManualClock>,
+    engine: Arc<EmbeddedEngine>,
+    backend: EmbeddedBackend,
+    stores: BTreeMap<NodeId, Arc<dyn KvStore>>,
+}
+
+impl EmbeddedBench {
+    async fn new(store: impl Fn(&str) -> Arc<dyn KvStore>) -> Self {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_ms(0), RealTime::from_ms(1_000_000)));
+        let stores: BTreeMap<NodeId, Arc<dyn KvStore>> =
+            ["source", "target"].map(|name| (node(name), store(name))).into();
+        let nodes = stores.iter().map(|(id, store)| (id.clone(), Arc::clone(store), f64::INFINITY)).collect();
+        // A window shorter than the number of writes, so that identifiers are forgotten on the way.
+        let settings = EngineSettings { write_id_window: 64, ..EngineSettings::default() };
+        let engine = Arc::new(EmbeddedEngine::new(nodes, clock.clone(), settings).unwrap());
+        engine.create_shard(&shard(), &node("source"), Epoch(1)).await.unwrap();
+        let settings = MoveSettings { chunk_bytes: 256, apply_changes: 7, range_rows: 8, ..MoveSettings::default() };
+        let backend = EmbeddedBackend::new(Arc::clone(&engine), settings, clock.clone());
+        Self { clock, engine, backend, stores }
+    }
+
+    /// Keys of a keyspace that belong to the shard, without its prefix.
+    fn pairs(&self, node: &NodeId, keyspace: Keyspace) -> Rows {
+        let pairs =
+            self.stores[node].snapshot().unwrap().range(keyspace, b"shard\0", b"shard\x01", usize::MAX).unwrap();
+        pairs.into_iter().map(|(key, value)| (key[b"shard\0".len()..].to_vec(), value)).collect()
+    }
+}
+
+fn shard() -> ShardId {
+    ShardId::new("shard").unwrap()
+}
+
+#[async_trait]
+impl Bench for EmbeddedBench {
+    fn backend(&self) -> &dyn Backend {
+        &self.backend
+    }
+
+    fn clock(&self) -> &ManualClock {
+        &self.clock
+    }
+
+    async fn write(&self, node: &NodeId, epoch: Epoch, key: &[u8], value: Option<&[u8]>, write_id: u128) -> bool {
+        self.engine.node(node).unwrap().write(&shard(), epoch, write_id, key, value).is_ok()
+    }
+
+    async fn rows(&self, node: &NodeId) -> Rows {
+        self.pairs(node, Keyspace::Rows)
+    }
+
+    async fn plant(&self, node: &NodeId, key: &[u8], value: Option<&[u8]>) {
+        let mut batch = Batch::new();
+        let key = [b"shard\0", key].concat();
+        match value {
+            Some(value) => batch.put(Keyspace::Rows, key, value.to_vec()),
+            None => batch.remove(Keyspace::Rows, key),
+        }
+        self.stores[node].commit(batch).unwrap();
+    }
+
+    async fn things(&self, node: &NodeId) -> usize {
+        Keyspace::ALL.into_iter().map(|keyspace| self.pairs(node, keyspace).len()).sum()
+    }
+}
+
+async fn in_memory() -> EmbeddedBench {
+    EmbeddedBench::new(|_| Arc::new(MemoryStore::default())).await
+}
+
+async fn on_disk(folder: &Path) -> EmbeddedBench {
+    EmbeddedBench::new(|name| Arc::new(FjallStore::open(&folder.join(name)).unwrap())).await
+}
+
+macro_rules! keeps_the_contract {
+    ($($clause:ident)*) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $clause() {
+                super::contract::$clause(&super::in_memory().await).await;
+            })*
+        }
+
+        mod disk {
+            $(#[tokio::test]
+            async fn $clause() {
+                let folder = tempfile::tempdir().unwrap();
+                super::contract::$clause(&super::on_disk(folder.path()).await).await;
+            })*
+        }
+    };
+}
+
+keeps_the_contract! {
+    resumed_copy_equals_uninterrupted_copy
+    m1_a_retry_after_the_cut_over_is_made_once
+    m2_write_with_old_epoch_is_refused
+    m3_the_target_opens_only_in_a_new_epoch
+    m4_a_planted_difference_stops_the_seal
+    m5_finish_removes_the_source_and_the_log
+    m7_fence_expires_by_itself
+    m8_the_way_back_is_tried_without_a_trace
+    another_migration_cannot_use_the_fence
+    preflight_tells_everything_at_once
+    rollback_brings_back_every_change
+    undo_twice_is_undo_once
+}
