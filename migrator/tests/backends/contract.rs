@@ -76,7 +76,7 @@ impl<'a> Moving<'a> {
             self.written += 1;
             let n = self.written;
             let (key, value) = (key_of(n), format!("value {n}"));
-            let value = (n % 3 != 0).then_some(value.as_bytes());
+            let value = (!n.is_multiple_of(3)).then_some(value.as_bytes());
             let (node, epoch) = (self.spec.source.clone(), self.spec.epoch);
             assert!(self.bench.write(&node, epoch, key.as_bytes(), value, u128::from(n)).await, "write {n}");
             match value {
