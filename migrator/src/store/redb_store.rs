@@ -45,7 +45,10 @@ impl RedbStore {
     /// [`StoreError::Corrupt`] if it is no state store or damaged, [`StoreError::Io`] if it cannot be read or written.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let name = path.display().to_string();
-        Self::opened(builder().create(path), name)
+        if !path.exists() {
+            create_whole(path, &name)?;
+        }
+        Self::opened(builder().open(path), name)
     }
 
     /// The same on any storage, such as one that fails on purpose; `name` stands for the path in errors.
@@ -75,6 +78,32 @@ impl RedbStore {
         let done = tokio::task::spawn_blocking(move || work(&held)).await;
         done.map_err(|e| StoreError::Io { path, doing, source: Box::new(e) })?
     }
+}
+
+/// Makes an empty store beside `path` and gives it that name when it is on the disk: redb cannot open a file whose making was
+/// interrupted. A link never replaces a store that another process has made meanwhile.
+fn create_whole(path: &Path, name: &str) -> Result<(), StoreError> {
+    let failed = |source: std::io::Error| StoreError::Io {
+        path: name.to_owned(),
+        doing: "making a new store",
+        source: Box::new(source),
+    };
+    let mut file_name = path.file_name().unwrap_or_default().to_owned();
+    file_name.push(format!(".{}.new", std::process::id()));
+    let unfinished = path.with_file_name(file_name);
+    let gone = |result: std::io::Result<()>| match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    gone(std::fs::remove_file(&unfinished)).map_err(failed)?;
+    drop(RedbStore::opened(builder().create(&unfinished), name.to_owned())?);
+    match std::fs::hard_link(&unfinished, path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    gone(std::fs::remove_file(&unfinished)).map_err(failed)?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 fn builder() -> Builder {
