@@ -174,8 +174,7 @@ async fn run(store: &RedbStore) -> (State, State, Option<StoreError>) {
 fn fresh() -> Vec<u8> {
     let disk = SharedDisk::default();
     drop(RedbStore::open_on(disk.clone(), "fresh").unwrap());
-    let bytes = disk.lock().durable.clone();
-    bytes
+    disk.lock().durable.clone()
 }
 
 async fn check(empty: &[u8], at: u64, fault: Fault) -> bool {
