@@ -201,6 +201,10 @@ pub trait Backend: Send + Sync {
     async fn unfence(&self, spec: &MoveSpec) -> Result<(), BackendError>;
 
     /// Brings the target up to `fence_at` and compares what changed since `verified`.
+    ///
+    /// # Errors
+    /// [`BackendError::Fenced`] if writes have gone on after `fence_at`, because the fence expired or was lifted: a difference
+    /// that they make must not be taken for a fault of the copy.
     async fn prove(&self, spec: &MoveSpec, fence_at: Position, verified: &Verification) -> Result<Proof, BackendError>;
 
     /// The point of no return: in one step, if the source is fenced in `spec.epoch` at `proof.fence_at` and its deadline has

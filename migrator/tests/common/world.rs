@@ -258,6 +258,10 @@ impl Backend for World {
 
     async fn prove(&self, spec: &MoveSpec, fence_at: Position, _: &Verification) -> Result<Proof, BackendError> {
         let mut inner = self.enter();
+        match inner.copy(&spec.source)?.mode {
+            Mode::Fenced { at, .. } if at == fence_at.0 => {}
+            mode => return Err(refused(format!("the source is {mode:?}"))),
+        }
         inner.damage("prove", spec);
         let upto = usize::try_from(fence_at.0).unwrap();
         let applied = inner.apply(&spec.source, &spec.target, upto, usize::MAX)?.applied;
