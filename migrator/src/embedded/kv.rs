@@ -5,7 +5,7 @@ use std::fmt;
 /// Key and value pairs in key order.
 pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// The fixed keyspaces of a node's store; keys begin with the shard, see [`super::keys`].
+/// The fixed keyspaces of a node's store; keys begin with the shard's name and a zero byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Keyspace {
     /// One row a shard: its epoch and state.

@@ -330,3 +330,102 @@ pub(super) enum Removable {
     /// A copy that was sealed.
     Sealed,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: RealTime = RealTime::from_ms(1000);
+    const LATER: RealTime = RealTime::from_ms(2000);
+
+    fn m(name: &str) -> MigrationId {
+        MigrationId::new(name).unwrap()
+    }
+
+    fn in_state(state: ShardState) -> ShardMeta {
+        ShardMeta { state, position: Position(5), ..ShardMeta::open(Epoch(3)) }
+    }
+
+    fn fenced() -> ShardMeta {
+        in_state(ShardState::Fenced { migration: m("m"), deadline: LATER, at: Position(5) })
+    }
+
+    fn all() -> Vec<ShardMeta> {
+        let migration = m("m");
+        vec![
+            in_state(ShardState::Open),
+            fenced(),
+            in_state(ShardState::Sealed { migration: migration.clone() }),
+            in_state(ShardState::Importing { migration: migration.clone(), copy_from: Some(Position(1)) }),
+            in_state(ShardState::Purging { migration }),
+        ]
+    }
+
+    #[test]
+    fn m2_only_the_owner_accepts_writes_and_only_in_its_epoch() {
+        let accepts = |epoch| all().iter().map(|meta| meta.admit_write(epoch, NOW).is_ok()).collect::<Vec<_>>();
+        assert_eq!(accepts(Epoch(3)), [true, false, false, false, false]);
+        for epoch in [Epoch(2), Epoch(4)] {
+            assert_eq!(accepts(epoch), [false; 5]);
+        }
+    }
+
+    #[test]
+    fn m7_the_first_write_after_the_deadline_takes_the_fence_away_for_good() {
+        assert!(fenced().admit_write(Epoch(3), RealTime::from_ms(1999)).is_err());
+        let opened = fenced().admit_write(Epoch(3), LATER).unwrap().expect("the state changes with the write");
+        assert!(opened.seal(&m("m"), Epoch(3), Position(5), NOW, Position(5)).is_err(), "with the clock set back");
+        assert_eq!(opened.source_state(NOW).unwrap(), SourceState::Open);
+    }
+
+    #[test]
+    fn m4_only_the_fence_that_was_proven_is_sealed() {
+        let seal = |meta: &ShardMeta, by: &str, epoch, proven, now, at| {
+            meta.seal(&m(by), Epoch(epoch), Position(proven), now, Position(at)).map(|next| next.map(|meta| meta.state))
+        };
+        let sealed = ShardState::Sealed { migration: m("m") };
+        assert_eq!(seal(&fenced(), "m", 3, 5, NOW, 5), Ok(Some(sealed.clone())));
+        for (by, epoch, proven, now, at) in [
+            ("other", 3, 5, NOW, 5),
+            ("m", 2, 5, NOW, 5),
+            ("m", 4, 5, NOW, 5),
+            ("m", 3, 4, NOW, 5),
+            ("m", 3, 6, NOW, 5),
+            ("m", 3, 5, LATER, 5),
+            ("m", 3, 5, NOW, 6),
+        ] {
+            assert!(seal(&fenced(), by, epoch, proven, now, at).is_err(), "{by} {epoch} {proven} {now:?} {at}");
+        }
+        let done = all().iter().map(|meta| seal(meta, "m", 3, 5, NOW, 5)).collect::<Vec<_>>();
+        assert!(done[0].is_err() && done[3].is_err() && done[4].is_err());
+        assert_eq!(done[2], Ok(None), "what is sealed stays as it is");
+    }
+
+    #[test]
+    fn m5_nothing_but_the_right_copy_is_removed() {
+        let removable = |by: &str, only| all().iter().map(|meta| meta.purge(&m(by), only).is_ok()).collect::<Vec<_>>();
+        assert_eq!(removable("m", Removable::Import), [false, false, false, true, true]);
+        assert_eq!(removable("m", Removable::Sealed), [false, false, true, false, true]);
+        assert_eq!(removable("other", Removable::Sealed), [false; 5]);
+    }
+
+    #[test]
+    fn m3_a_copy_takes_over_only_in_a_higher_epoch() {
+        let takes = |epoch| {
+            let take = |meta: &ShardMeta| meta.take_over(&m("m"), Epoch(epoch), Position(5), Way::There);
+            all().iter().map(|meta| take(meta).is_ok_and(|next| next.is_some())).collect::<Vec<_>>()
+        };
+        assert_eq!(takes(4), [false, false, true, true, false]);
+        assert_eq!(takes(3), [false; 5]);
+        assert_eq!(takes(2), [false; 5]);
+    }
+
+    #[test]
+    fn the_meta_row_is_stable_and_strict() {
+        let text =
+            r#"{"epoch":3,"state":{"fenced":{"migration":"m","deadline":2000,"at":5}},"position":5,"captures":{}}"#;
+        assert_eq!(serde_json::from_str::<ShardMeta>(text).unwrap(), fenced());
+        assert_eq!(serde_json::to_string(&fenced()).unwrap(), text);
+        assert!(serde_json::from_str::<ShardMeta>(&text.replace("captures", "unknown")).is_err());
+    }
+}
