@@ -218,7 +218,7 @@ impl Table {
         TableError::Arrow { path: self.path.clone(), source }
     }
 
-    fn bad(&self, row: usize, column: &str, text: &str, why: String) -> TableError {
+    pub(crate) fn bad(&self, row: usize, column: &str, text: &str, why: String) -> TableError {
         let (path, column, text) = (self.path.clone(), column.to_owned(), text.to_owned());
         TableError::BadValue { path, row, column, text, why }
     }
