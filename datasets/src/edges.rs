@@ -72,7 +72,7 @@ mod tests {
             ("shard_a,shard_b\na,b", "bytes_per_s"),
             ("shard_a,shard_b,bytes_per_s\na,b,1\na,b,many", "row 1"),
             ("shard_a,shard_b,bytes_per_s\na,b,-1", "at least 0"),
-            ("shard_a,shard_b,bytes_per_s\na,b,NaN", "no bytes_per_s"),
+            ("shard_a,shard_b,bytes_per_s\na,b,NaN", "at least 0"),
             ("shard_a,shard_b,bytes_per_s\na,,1", "no shard_b"),
             ("shard_a,shard_b,bytes_per_s\na,b", "CSV"),
         ] {

@@ -137,6 +137,19 @@ impl History {
         self.shards.iter().map(|(shard, rows)| (shard, rows.as_ref()))
     }
 
+    /// Adds what a reader noticed that the rows do not tell.
+    pub(crate) fn note(&mut self, report: ReadReport) {
+        self.report.files += report.files;
+        self.report.unknown_columns.extend(report.unknown_columns);
+    }
+
+    /// Multiplies the CPU of rows of these nodes by the node's speed: from utilisation to load.
+    pub(crate) fn scale_cpu(&mut self, speeds: &BTreeMap<NodeId, f64>) {
+        for rows in self.shards.values_mut() {
+            Arc::make_mut(rows).scale(columns::slot(Metric::CpuUtil), |node| speeds.get(node).copied());
+        }
+    }
+
     /// What was noticed while reading.
     pub fn report(&self) -> &ReadReport {
         &self.report

@@ -17,6 +17,7 @@ mod forecasts;
 pub mod generate;
 mod grid;
 mod history;
+mod import;
 mod inspect;
 mod outcomes;
 mod protocol;
@@ -37,6 +38,7 @@ pub use forecasts::{ForecastRow, ForecastsError, read_forecasts, write_forecasts
 pub use generate::{Workload, WorkloadError, WorkloadSpec};
 pub use grid::GridSeries;
 pub use history::{History, ReadFilter, ReadReport};
+pub use import::{ImportError, ImportOptions, ImportReport, import};
 pub use inspect::{Inspection, MetricInspection, inspect};
 pub use outcomes::{DecisionLog, OutcomeLog, read_decisions, read_outcomes};
 pub use protocol::{Bounds, Event, KeyProblem, Protocol, ProtocolError, Refit, ScaleBasis, Target};

@@ -190,6 +190,17 @@ impl ShardRows {
         (0..self.len()).rev().find_map(|i| nodes.get(i))
     }
 
+    /// Multiplies a column by a factor that depends on the node of the row.
+    pub(crate) fn scale(&mut self, slot: usize, factor: impl Fn(&NodeId) -> Option<f64>) {
+        let Some(nodes) = &self.nodes else { return };
+        let Some(Some(column)) = self.values.get_mut(slot) else { return };
+        for (i, value) in column.iter_mut().enumerate() {
+            if let Some(factor) = nodes.get(i).and_then(&factor) {
+                *value *= factor;
+            }
+        }
+    }
+
     /// Smallest distance between two rows in milliseconds.
     pub(crate) fn smallest_gap(&self) -> Option<i64> {
         self.ts.windows(2).map(|pair| pair[1] - pair[0]).filter(|gap| *gap > 0).min()

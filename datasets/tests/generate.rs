@@ -102,12 +102,12 @@ fn shards_of_a_tenant_move_together_beyond_their_rhythm() {
 #[test]
 fn forecastable_but_noisy() {
     for seed in [1, 2, 3] {
-        let report = inspect(&history(WorkloadSpec { seed, ..WorkloadSpec::default() }));
+        let report = inspect(&history(WorkloadSpec { seed, shards: 12, ..WorkloadSpec::default() }));
         for metric in [Metric::CpuUtil, Metric::TxnRate] {
             let m = &report.metrics[&metric];
             let (daily, lag) = (m.daily_strength.unwrap(), m.lag_1.unwrap());
             println!("seed {seed} {metric}: daily {daily:.3} weekly {:?} lag 1 {lag:.3}", m.weekly_strength);
-            assert!((0.6..0.85).contains(&daily), "seed {seed} {metric}: {daily}");
+            assert!((0.55..0.85).contains(&daily), "seed {seed} {metric}: {daily}");
             assert!((0.9..0.995).contains(&lag), "seed {seed} {metric}: {lag}");
         }
     }

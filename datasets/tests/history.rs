@@ -65,7 +65,7 @@ fn naive_grid(rows: &[Observation], native: i64, step: i64) -> Option<(i64, Vec<
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn last_row_of_a_shard_and_time_wins(rows in rows()) {

@@ -127,20 +127,21 @@ impl Workload {
         // What was hot an hour and a half ago is still cached.
         let earlier = ts.plus_ms(-90 * MINUTE_MS);
         let cached = self.tenant(shard).rhythm.level(self.calendar.at(earlier), (minute - 90.0).rem_euclid(1440.0));
-        let backup = self.backup(shard, minute);
+        let backup = Self::backup(shard, minute);
         let jitter = |purpose: &str, deviation: f64| {
             let i = ts.as_ms().div_euclid(MINUTE_MS);
             (self.spec.noise * deviation * shard.stream.of(purpose, 0).normal(i)).exp()
         };
-        let cpu = (0.25 + rate * shard.cpu_per_txn) * jitter("cpu", 0.03) + 1.5 * backup;
+        let cpu =
+            (0.25 + rate * shard.cpu_per_txn) * jitter("cpu", 0.03) + 0.12 * shard.rate * shard.cpu_per_txn * backup;
         let data_bytes = shard.data_bytes * grown(shard.growth.max(0.0) + 0.01, days);
         let write_bytes = rate * shard.bytes_per_txn * jitter("write", 0.08);
         // Data that outgrows its memory is read from disk more often.
         let misses = (data_bytes / shard.data_bytes).sqrt();
-        let io = rate * shard.io_per_txn * misses * jitter("io", 0.06) + 900.0 * backup;
+        let io = rate * shard.io_per_txn * misses * jitter("io", 0.06) + 0.7 * shard.rate * shard.io_per_txn * backup;
         let memory = shard.memory * misses * (0.75 + 0.2 * cached.min(3.0)) * jitter("memory", 0.01);
-        // Waiting as in a queue whose utilisation is the load over three times the usual one.
-        let busy = (cpu / (3.0 * shard.rate * shard.cpu_per_txn)).clamp(0.0, 0.95);
+        // Waiting as in a queue whose utilisation is the load over five times the usual one.
+        let busy = (cpu / (5.0 * shard.rate * shard.cpu_per_txn)).clamp(0.0, 0.9);
         let latency = shard.latency_ms * (1.0 + busy / (1.0 - busy)) * jitter("latency", 0.08);
         Observation {
             cpu_util: Some(cpu),
@@ -158,19 +159,20 @@ impl Workload {
     /// noise of the shard's own.
     fn rate(&self, shard: &Shard, ts: Timestamp, days: f64, level: f64) -> f64 {
         let tenant = self.tenant(shard);
-        let shared = 0.07 * tenant.stream.of("day", 0).smooth(ts, 60 * HOUR_MS)
-            + 0.08 * tenant.stream.of("hours", 0).smooth(ts, 5 * HOUR_MS)
-            + 0.04 * tenant.stream.of("hour", 0).smooth(ts, HOUR_MS);
-        let own = 0.07 * shard.stream.of("hours", 0).smooth(ts, 4 * HOUR_MS)
-            + 0.06 * shard.stream.of("minutes", 0).smooth(ts, 25 * MINUTE_MS)
-            + 0.06 * shard.stream.of("rate", 0).normal(ts.as_ms().div_euclid(MINUTE_MS));
+        let shared = 0.12 * tenant.stream.of("day", 0).smooth(ts, 60 * HOUR_MS)
+            + 0.13 * tenant.stream.of("hours", 0).smooth(ts, 5 * HOUR_MS)
+            + 0.06 * tenant.stream.of("hour", 0).smooth(ts, HOUR_MS);
+        let own = 0.13 * shard.stream.of("hours", 0).smooth(ts, 4 * HOUR_MS)
+            + 0.09 * shard.stream.of("minutes", 0).smooth(ts, 25 * MINUTE_MS)
+            + 0.08 * shard.stream.of("rate", 0).normal(ts.as_ms().div_euclid(MINUTE_MS));
         let raised = (1.0 + tenant.campaigns.at(ts)) * (1.0 + shard.bursts.at(ts));
         shard.rate * grown(shard.growth, days) * level * raised * (self.spec.noise * (shared + own)).exp()
     }
 
-    fn backup(&self, shard: &Shard, minute: f64) -> f64 {
+    /// How far the nightly backup is at work, 0 to 1.
+    fn backup(shard: &Shard, minute: f64) -> f64 {
         let since = (minute - shard.backup_minute).rem_euclid(1440.0);
-        plateau(since / 40.0, 0.1, 0.2) * (shard.data_bytes / (self.spec.data_gib * GIB)).sqrt()
+        plateau(since / 40.0, 0.1, 0.2)
     }
 
     fn pick(&self, shard: usize) -> &Shard {
