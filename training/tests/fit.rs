@@ -1,0 +1,237 @@
+//! Fitting on small made-up series: repeatable, resumable, and better than what it has to beat.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use foreshard_datasets::{Bounds, GridSeries};
+use foreshard_domain::{Metric, QuantileLevels, ShardId, Step, Timestamp};
+use foreshard_model::{
+    Context, ForecastSpec, Forecaster, SeasonalNaive, Version, VersionParts, weights_bytes, write_version,
+};
+use foreshard_training::{
+    CheckpointError, CheckpointPolicy, FitControl, FittedModel, MemberSpec, ProductSpec, TrainError, TrainParams,
+    TrainSeries, fit,
+};
+
+const SEASON: usize = 24;
+const HORIZON: usize = 12;
+
+/// Hourly series with a daily wave, a level that wanders, noise and some gaps.
+fn series(count: usize, days: usize) -> Vec<TrainSeries> {
+    (0..count)
+        .map(|s| {
+            let mut noise = (s as u32 + 1).wrapping_mul(2_654_435_761);
+            let mut random = move || {
+                noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                f64::from(noise >> 8) / f64::from(1u32 << 24) - 0.5
+            };
+            let mut level = 0.0;
+            let values = (0..days * SEASON).map(|i| {
+                level = 0.97 * level + 4.0 * random();
+                let wave = (i as f64 / SEASON as f64 * std::f64::consts::TAU).sin() * 10.0;
+                if i % 53 == 20 { f32::NAN } else { (40.0 + wave + level + random()) as f32 }
+            });
+            let step = Step::from_ms(3_600_000).unwrap();
+            let series = GridSeries { start: Timestamp::from_ms(0), step, values: values.collect() };
+            let usable = series.values.len() - 10 * SEASON;
+            TrainSeries { shard: ShardId::new(format!("s{s}")).unwrap(), metric: Metric::CpuUtil, series, usable }
+        })
+        .collect()
+}
+
+fn product() -> ProductSpec {
+    let forecast = ForecastSpec {
+        step: Step::from_ms(3_600_000).unwrap(),
+        horizon: HORIZON,
+        season_steps: SEASON,
+        levels: QuantileLevels::standard(),
+        bounds: Bounds::Load,
+    };
+    ProductSpec { name: "hourly".into(), forecast }
+}
+
+fn params() -> TrainParams {
+    TrainParams {
+        products: vec![product()],
+        members: vec![
+            MemberSpec { encoder: 8, decoder: 16, ..MemberSpec::LSTM },
+            MemberSpec { decoder: 16, ..MemberSpec::DECODER },
+        ],
+        steps: 40,
+        batch: 32,
+        origins: 600,
+        warm_up: 5,
+        validate_every: 10,
+        threads: 1,
+        ..TrainParams::default()
+    }
+}
+
+fn data() -> BTreeMap<String, Vec<TrainSeries>> {
+    BTreeMap::from([("hourly".to_owned(), series(4, 60))])
+}
+
+fn run(params: TrainParams, data: &BTreeMap<String, Vec<TrainSeries>>) -> Result<FittedModel, TrainError> {
+    let spec = params.check().unwrap();
+    fit(data, &spec, &mut FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false })
+}
+
+/// Everything that a fit made, as bytes.
+fn bytes(model: &FittedModel) -> (Vec<u8>, String) {
+    let products = model.version_products();
+    let networks = products.iter().flat_map(|p| {
+        let name = |i| format!("{}.{i}", p.trained.name);
+        p.trained.members.iter().enumerate().map(move |(i, m)| (name(i), m.clone()))
+    });
+    let rest: Vec<_> = products.iter().map(|p| (&p.trained.widths, &p.templates)).collect();
+    (weights_bytes(&networks.collect()).unwrap(), format!("{rest:?}"))
+}
+
+#[test]
+fn f2_same_seed_same_bytes_at_any_number_of_threads() {
+    let data = data();
+    let one = bytes(&run(params(), &data).unwrap());
+    assert_eq!(bytes(&run(TrainParams { threads: 2, ..params() }, &data).unwrap()), one);
+    assert_eq!(bytes(&run(TrainParams { threads: 5, ..params() }, &data).unwrap()), one);
+    assert_ne!(bytes(&run(TrainParams { seed: 2, ..params() }, &data).unwrap()).0, one.0);
+}
+
+/// Runs until `stop_after` steps, with a checkpoint.
+fn run_until(dir: &Path, stop_after: usize, params: TrainParams) -> Result<FittedModel, TrainError> {
+    let taken = Cell::new(0);
+    let checkpoint = Some(CheckpointPolicy { dir: dir.to_owned(), every_steps: 7 });
+    let spec = params.check().unwrap();
+    let mut progress = |_| taken.set(taken.get() + 1);
+    fit(&data(), &spec, &mut FitControl { progress: &mut progress, checkpoint, stop: &|| taken.get() >= stop_after })
+}
+
+#[test]
+fn f2_interrupted_and_resumed_equals_uninterrupted() {
+    let whole = bytes(&run(params(), &data()).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    // Stopped within the first network, again within the second, then to the end; with other thread counts.
+    assert!(matches!(run_until(folder.path(), 23, params()), Err(TrainError::Stopped { step: 23, .. })));
+    assert!(matches!(
+        run_until(folder.path(), 30, TrainParams { threads: 2, ..params() }),
+        Err(TrainError::Stopped { step: 13, .. })
+    ));
+    let resumed = run_until(folder.path(), usize::MAX, params()).unwrap();
+    assert_eq!(bytes(&resumed), whole);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a finished fit leaves no checkpoint");
+}
+
+#[test]
+fn a_checkpoint_of_something_else_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(run_until(folder.path(), 8, params()).is_err());
+    let other = run_until(folder.path(), 8, TrainParams { seed: 9, ..params() });
+    assert!(matches!(other, Err(TrainError::Checkpoint(CheckpointError::Other { .. }))));
+    let file = folder.path().join("checkpoint.safetensors");
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let damaged = run_until(folder.path(), 8, params());
+    assert!(matches!(damaged, Err(TrainError::Checkpoint(CheckpointError::Damaged { .. }))));
+}
+
+/// Mean pinball loss over rolling windows in the part that was not usable.
+fn score(forecaster: &dyn Forecaster, data: &[TrainSeries]) -> f64 {
+    let mut total = 0.0;
+    for one in data {
+        for origin in (one.usable..one.series.values.len() - HORIZON).step_by(HORIZON) {
+            let values = one.series.window_up_to(origin);
+            let context = Context {
+                shard: &one.shard,
+                metric: one.metric,
+                start: one.series.start,
+                step: one.series.step,
+                values,
+            };
+            let answer = forecaster.forecast(&[context]).remove(0);
+            assert_eq!(answer.fallback, None);
+            for (row, y) in answer.forecast.values().chunks(13).zip(&one.series.values[origin..origin + HORIZON]) {
+                for (q, level) in row.iter().zip(QuantileLevels::standard().as_slice()) {
+                    let error = f64::from(y - q);
+                    total += if y.is_finite() { (level * error).max((level - 1.0) * error) } else { 0.0 };
+                }
+            }
+        }
+    }
+    total
+}
+
+#[test]
+fn a_short_fit_beats_seasonal_naive_on_a_wandering_level() {
+    let data = data();
+    let model = run(TrainParams { steps: 150, ..params() }, &data).unwrap();
+    let own = score(model.forecaster("hourly").unwrap(), &data["hourly"]);
+    let naive = score(&SeasonalNaive::new(product().forecast), &data["hourly"]);
+    assert!(own < 0.85 * naive, "network {own}, naive {naive}");
+    assert!(model.templates("hourly").unwrap().len() >= 40);
+}
+
+#[test]
+fn d1_values_past_the_usable_part_change_nothing() {
+    let honest = data();
+    let mut corrupt = honest.clone();
+    for one in corrupt.get_mut("hourly").unwrap() {
+        let usable = one.usable;
+        one.series.values[usable..].fill(1e9);
+    }
+    assert_eq!(bytes(&run(params(), &honest).unwrap()), bytes(&run(params(), &corrupt).unwrap()));
+}
+
+#[test]
+fn too_little_history_and_divergence_are_told() {
+    let short = BTreeMap::from([("hourly".to_owned(), series(2, 18))]);
+    let error = run(params(), &short).unwrap_err();
+    assert!(matches!(error, TrainError::TooLittleHistory { series: 2, .. }), "{error}");
+    assert!(matches!(run(params(), &BTreeMap::new()), Err(TrainError::NoSeries { .. })));
+    // Weights that overflow: the step is named.
+    let error = run(TrainParams { learning_rate: 1.0, clip: 1e6, warm_up: 0, steps: 3000, ..params() }, &data());
+    if let Err(error) = error {
+        assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_version_is_a_warm_start() {
+    let data = data();
+    let model = run(params(), &data).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let parts = VersionParts {
+        model: "m".into(),
+        number: 1,
+        products: model.version_products(),
+        metrics: vec![Metric::CpuUtil],
+        trained_from: Timestamp::from_ms(0),
+        trained_until: Timestamp::from_ms(1),
+        data_fingerprint: String::new(),
+        seed: 1,
+        parent: None,
+        report_json: String::new(),
+        report_html: String::new(),
+        card_md: String::new(),
+    };
+    write_version(&folder.path().join("1"), &parts).unwrap();
+    let version = Version::load(&folder.path().join("1")).unwrap();
+    let own = score(model.forecaster("hourly").unwrap(), &data["hourly"]);
+    let loaded = score(version.forecaster("hourly").unwrap(), &data["hourly"]);
+    assert!((own - loaded).abs() < 1e-9 * own);
+    let brief = TrainParams { steps: 10, validate_every: 1, ..params() };
+    let first = |warm_start| {
+        let looks = Cell::new(f64::NAN);
+        let spec = TrainParams { warm_start, ..brief.clone() }.check().unwrap();
+        let mut progress = |p: foreshard_training::FitProgress| {
+            if looks.get().is_nan() {
+                looks.set(p.validation.unwrap());
+            }
+        };
+        fit(&data, &spec, &mut FitControl { progress: &mut progress, checkpoint: None, stop: &|| false }).unwrap();
+        looks.get()
+    };
+    let (warm, cold) = (first(Some(Arc::new(version))), first(None));
+    assert!(warm < 0.9 * cold, "warm {warm}, cold {cold}");
+}
