@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{TENSOR_LEVELS, Weights};
-use crate::features::{ANCHORS, Features, ORIGIN_INPUTS, SPREADS, STEP_INPUTS};
+use crate::features::{ANCHORS, Features, ORIGIN_INPUTS, ORIGIN_QUANTILES, SPREADS, STEP_INPUTS};
 
 /// Sizes of one network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +123,20 @@ impl Architecture {
         self.parameters().iter().map(Parameter::len).sum()
     }
 
+    /// Makes weights blind to the quantiles of the last day and week: a network that never sees them in training must not
+    /// hear them later through weights that were never fitted. Training with hidden quantiles keeps it so.
+    pub fn blind_to_quantiles(&self, weights: &mut Weights) {
+        let mut from = 0;
+        for parameter in self.parameters() {
+            if parameter.name == "decoder.origin.weight" {
+                let blind = ORIGIN_QUANTILES * parameter.shape.1;
+                let rows = weights.values.get_mut(from + parameter.len() - blind..from + parameter.len());
+                rows.into_iter().flatten().for_each(|w| *w = 0.0);
+            }
+            from += parameter.len();
+        }
+    }
+
     /// Initial weights, drawn from the given generator and nothing else.
     pub fn initial(&self, rng: &mut ChaCha8Rng) -> Weights {
         let mut values = Vec::with_capacity(self.size());
@@ -171,6 +185,10 @@ mod tests {
         assert_eq!(made(1).values.len(), full.size());
         assert!(made(1).values.iter().all(|v| v.is_finite()));
         assert!(full.without_encoder().size() < full.size());
+        let mut blind = made(1);
+        full.blind_to_quantiles(&mut blind);
+        let zeroed = blind.values.iter().zip(&made(1).values).filter(|(a, b)| a != b).count();
+        assert_eq!(zeroed, ORIGIN_QUANTILES * 64);
         assert_eq!(Architecture { decoder: 0, ..full }.problems().len(), 1);
     }
 }

@@ -1,8 +1,8 @@
 //! One pass through the network.
 
 use candle_core::{DType, Device, Tensor, Var};
-use candle_nn::ops::sigmoid;
 
+use super::operations::{gelu, linear, lstm_cell, product};
 use super::{Architecture, Weights};
 use crate::features::{ANCHORS, ORIGIN_INPUTS, PATCHES, SPREADS, STEP_INPUTS};
 
@@ -126,7 +126,7 @@ impl WeightTensors {
 
     /// x W + b.
     fn linear(&self, x: &Tensor, weight: &'static str, bias: &'static str) -> Result<Tensor, NetworkError> {
-        Ok(x.matmul(self.get(weight)?)?.broadcast_add(self.get(bias)?)?)
+        Ok(linear(x, self.get(weight)?, self.get(bias)?)?)
     }
 }
 
@@ -164,14 +164,15 @@ pub fn forward(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMas
     if weights.architecture.encoder > 0 {
         whole = (whole + encode(weights, batch, masks)?)?;
     }
-    let steps = matrix(&batch.step_inputs, rows, STEP_INPUTS)?.matmul(weights.get("decoder.step.weight")?)?;
+    let steps = product(&matrix(&batch.step_inputs, rows, STEP_INPUTS)?, weights.get("decoder.step.weight")?)?;
     let steps = steps.reshape((batch.origins, batch.steps, units))?;
-    let hidden = steps.broadcast_add(&whole.reshape((batch.origins, 1, units))?)?.reshape((rows, units))?.gelu()?;
+    let hidden = steps.broadcast_add(&whole.reshape((batch.origins, 1, units))?)?.reshape((rows, units))?;
+    let hidden = gelu(&hidden)?;
     let hidden = match masks {
         Some(masks) => (hidden * matrix(&masks.decoder, rows, units)?)?,
         None => hidden,
     };
-    let further = weights.linear(&hidden, "decoder.hidden.weight", "decoder.hidden.bias")?.gelu()?;
+    let further = gelu(&weights.linear(&hidden, "decoder.hidden.weight", "decoder.hidden.bias")?)?;
     head(weights, &(hidden + further)?, batch)
 }
 
@@ -182,28 +183,25 @@ fn encode(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMasks>) 
     let mut last = None;
     for (day, values) in batch.patches.iter().enumerate() {
         let inputs = matrix(values, batch.origins, batch.patch_inputs)?;
-        let mut patch = weights.linear(&inputs, "encoder.patch.weight", "encoder.patch.bias")?.gelu()?;
+        let mut patch = gelu(&weights.linear(&inputs, "encoder.patch.weight", "encoder.patch.bias")?)?;
         if let Some(mask) = masks.and_then(|m| m.patches.get(day)) {
             patch = (patch * matrix(mask, batch.origins, units)?)?;
         }
         let mut gates = weights.linear(&patch, "encoder.lstm.input", "encoder.lstm.bias")?;
         if let Some((hidden, _)) = &state {
-            gates = (gates + hidden.matmul(weights.get("encoder.lstm.state")?)?)?;
+            gates = (gates + product(hidden, weights.get("encoder.lstm.state")?)?)?;
         }
-        let gate = |k: usize| gates.narrow(1, k * units, units)?.contiguous();
-        let (input, forget, cell, output) =
-            (sigmoid(&gate(0)?)?, sigmoid(&gate(1)?)?, gate(2)?.tanh()?, sigmoid(&gate(3)?)?);
-        let new = (input * cell)?;
         let cell = match &state {
-            Some((_, cell)) => ((forget * cell)? + new)?,
-            None => new,
+            Some((_, cell)) => cell.clone(),
+            None => Tensor::zeros((batch.origins, units), DType::F32, &Device::Cpu)?,
         };
-        state = Some(((output * cell.tanh()?)?, cell));
+        let both = lstm_cell(&gates, &cell)?;
+        state = Some((both.narrow(1, 0, units)?, both.narrow(1, units, units)?));
         last = Some(patch);
     }
     let missing = || NetworkError::Shape { what: "patches", want: PATCHES, got: 0 };
     let ((hidden, _), last) = state.zip(last).ok_or_else(missing)?;
-    Ok(Tensor::cat(&[&hidden, &last], 1)?.matmul(weights.get("encoder.out.weight")?)?)
+    Ok(product(&Tensor::cat(&[&hidden, &last], 1)?, weights.get("encoder.out.weight")?)?)
 }
 
 /// Softmax over the columns times `values`, summed: one number a row.
@@ -224,7 +222,7 @@ fn head(weights: &WeightTensors, hidden: &Tensor, batch: &Batch) -> Result<Outpu
     let offset = weights.linear(hidden, "head.offset.weight", "head.offset.bias")?;
     let median = (centre + (offset * &spread)?)?;
     let increments = softplus(&weights.linear(hidden, "head.increments.weight", "head.increments.bias")?)?;
-    let outward = increments.matmul(&outward_sums()?)?;
+    let outward = product(&increments, &outward_sums()?)?;
     let quantiles = outward.broadcast_mul(&spread)?.broadcast_add(&median)?;
     Ok(Outputs { quantiles })
 }

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod forward;
+mod operations;
 mod weights;
 
 pub use architecture::{Architecture, Parameter};

@@ -50,7 +50,13 @@ impl<'a> MemberRun<'a> {
             let weights = version.forecaster(&product.name)?.parts().members.get(index)?;
             (weights.architecture == architecture).then(|| weights.values.clone())
         });
-        let fresh = || architecture.initial(&mut generator(spec, index, 0, 0)).values;
+        let fresh = || {
+            let mut weights = architecture.initial(&mut generator(spec, index, 0, 0));
+            if member.hide_quantiles >= 1.0 {
+                architecture.blind_to_quantiles(&mut weights);
+            }
+            weights.values
+        };
         let weights = warm.unwrap_or_else(fresh);
         let state = MemberState {
             step: 0,
