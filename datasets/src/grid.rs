@@ -48,10 +48,25 @@ impl GridSeries {
     }
 }
 
+/// A grid before its values are rounded to 32 bits.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ExactGrid {
+    pub start: Timestamp,
+    pub step: Step,
+    pub values: Vec<f64>,
+}
+
+impl ExactGrid {
+    /// The grid that forecasters work on.
+    pub(crate) fn rounded(&self) -> GridSeries {
+        GridSeries { start: self.start, step: self.step, values: self.values.iter().map(|v| *v as f32).collect() }
+    }
+}
+
 /// Means of the bins [k x step, (k + 1) x step); a bin that the samples enter late or leave early is cut off.
 ///
 /// `ts` rises; `values` lies beside it, NaN = missing. `native` is the distance of the samples.
-pub(crate) fn to_grid(ts: &[i64], values: &[f64], step: Step, native: Step) -> Option<GridSeries> {
+pub(crate) fn to_grid(ts: &[i64], values: &[f64], step: Step, native: Step) -> Option<ExactGrid> {
     let known = || ts.iter().zip(values).filter(|(_, v)| !v.is_nan());
     let (first, _) = known().next()?;
     let (last, _) = known().next_back()?;
@@ -77,9 +92,9 @@ pub(crate) fn to_grid(ts: &[i64], values: &[f64], step: Step, native: Step) -> O
             *count += 1;
         }
     }
-    let mean = |(sum, count): (&f64, &u32)| if *count == 0 { f32::NAN } else { (sum / f64::from(*count)) as f32 };
+    let mean = |(sum, count): (&f64, &u32)| if *count == 0 { f64::NAN } else { sum / f64::from(*count) };
     let values = sums.iter().zip(&counts).map(mean).collect();
-    Some(GridSeries { start: Timestamp::from_ms(lo * width), step, values })
+    Some(ExactGrid { start: Timestamp::from_ms(lo * width), step, values })
 }
 
 #[cfg(test)]
@@ -95,7 +110,7 @@ mod tests {
         // Five-minute samples from 00:05 to 00:50 on a quarter-hour grid: 00:00 begins late, 00:45 ends early.
         let ts: Vec<i64> = (1..=10).map(|i| i * 300_000).collect();
         let values: Vec<f64> = (1..=10).map(f64::from).collect();
-        let series = to_grid(&ts, &values, minutes(15), minutes(5)).unwrap();
+        let series = to_grid(&ts, &values, minutes(15), minutes(5)).unwrap().rounded();
         assert_eq!(series.start, Timestamp::from_ms(900_000));
         assert_eq!(series.values, vec![4.0, 7.0]);
         assert_eq!(series.end(), Timestamp::from_ms(2_700_000));
@@ -104,6 +119,7 @@ mod tests {
     #[test]
     fn gaps_stay_gaps() {
         let series = to_grid(&[0, 300_000, 1_200_000], &[1.0, f64::NAN, 3.0], minutes(5), minutes(5)).unwrap();
+        let series = series.rounded();
         assert_eq!(series.values.len(), 5);
         assert_eq!(series.values[0], 1.0);
         assert!(series.values[1..4].iter().all(|v| v.is_nan()));

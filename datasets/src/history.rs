@@ -7,7 +7,7 @@ use foreshard_domain::{Metric, NodeId, Observation, ShardId, Step, Timestamp};
 use serde::Serialize;
 
 use crate::columns::{self, DATA_BYTES, VALUE_NAMES, WRITE_BYTES};
-use crate::grid::{GridSeries, to_grid};
+use crate::grid::{ExactGrid, GridSeries, to_grid};
 use crate::rows::{Run, ShardRows};
 use crate::{HistoryError, fingerprint};
 
@@ -209,11 +209,11 @@ impl History {
     /// bin that the samples do not cover in full (judged by the smallest distance between rows of this history) is cut
     /// off. `None` if no full bin is left.
     pub fn grid(&self, shard: &ShardId, metric: Metric, step: Step) -> Option<GridSeries> {
-        self.grid_with(shard, metric, step, self.native_step()?)
+        Some(self.exact_grid(shard, metric, step, self.native_step()?)?.rounded())
     }
 
-    /// [`Self::grid`] where the distance of the samples is known already.
-    pub(crate) fn grid_with(&self, shard: &ShardId, metric: Metric, step: Step, native: Step) -> Option<GridSeries> {
+    /// [`Self::grid`] before rounding, where the distance of the samples is known already.
+    pub(crate) fn exact_grid(&self, shard: &ShardId, metric: Metric, step: Step, native: Step) -> Option<ExactGrid> {
         let rows = self.shards.get(shard)?;
         let column = rows.values[columns::slot(metric)].as_ref()?;
         to_grid(&rows.ts, column, step, native)

@@ -18,8 +18,11 @@ pub struct EvalSeries {
     pub shard: ShardId,
     /// Which metric.
     pub metric: Metric,
-    /// All values, the windows included.
+    /// All values, the windows included: what forecasters are told, as far as they may know it.
     pub series: GridSeries,
+    /// The same values before they were rounded to 32 bits: what forecasts are judged by. Where a forecast repeats a value,
+    /// rounding would decide on which side of it the truth lies.
+    pub measured: Vec<f64>,
     /// Place of the first step of the first window.
     pub first: usize,
     /// Steps of a window.
@@ -47,6 +50,16 @@ impl EvalSeries {
         self.series.values.get(origin..origin.saturating_add(self.horizon)).unwrap_or_default()
     }
 
+    /// What came in window `w` as it was measured; NaN = missing; empty for a window that is not there.
+    pub fn truth(&self, w: usize) -> &[f64] {
+        let origin = self.origin(w);
+        self.measured.get(origin..origin.saturating_add(self.horizon)).unwrap_or_default()
+    }
+
+    fn measured_before(&self, end: usize) -> &[f64] {
+        self.measured.get(..end).unwrap_or(&self.measured)
+    }
+
     /// What may be known when window `w` is forecast.
     pub fn known(&self, w: usize) -> &[f32] {
         self.series.window_up_to(self.origin(w))
@@ -54,16 +67,16 @@ impl EvalSeries {
 
     /// The quantile of the values before the first window, by linear interpolation; NaN if there are none.
     pub fn threshold(&self, level: f64) -> f64 {
-        let mut known: Vec<f64> = self.known(0).iter().filter(|v| v.is_finite()).map(|v| f64::from(*v)).collect();
+        let mut known: Vec<f64> = self.measured_before(self.first).iter().copied().filter(|v| v.is_finite()).collect();
         known.sort_by(f64::total_cmp);
         quantile(&known, level)
     }
 
     /// Mean absolute difference to the value a season earlier, over the values before place `end`; 0 if there is none.
     pub fn scale(&self, end: usize, season_steps: usize) -> f64 {
-        let values = self.series.window_up_to(end);
+        let values = self.measured_before(end);
         let later = values.get(season_steps..).unwrap_or_default();
-        let difference = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
+        let difference = |(a, b): (&f64, &f64)| (a - b).abs();
         let known: Vec<f64> = later.iter().zip(values).map(difference).filter(|d| d.is_finite()).collect();
         if known.is_empty() { 0.0 } else { known.iter().sum::<f64>() / known.len() as f64 }
     }
@@ -71,7 +84,7 @@ impl EvalSeries {
     /// Share of the earlier windows of this length with a value over the threshold, (k + 0.5) / (n + 1). Windows with less
     /// than half of their steps known do not count.
     pub fn base_rate(&self, threshold: f64) -> f64 {
-        let known = self.known(0);
+        let known = self.measured_before(self.first);
         let skipped = known.len() % self.horizon.max(1);
         let earlier = known.get(skipped..).unwrap_or_default().chunks_exact(self.horizon.max(1));
         let (mut n, mut hits) = (0u32, 0u32);
@@ -84,17 +97,17 @@ impl EvalSeries {
 
     /// Whether any known step of window `w` is over the threshold; `None` if less than half of the steps are known.
     pub fn event(&self, w: usize, threshold: f64) -> Option<bool> {
-        let actual = self.actual(w);
-        mostly_known(actual).then(|| exceeds(actual, threshold))
+        let truth = self.truth(w);
+        mostly_known(truth).then(|| exceeds(truth, threshold))
     }
 }
 
-fn mostly_known(window: &[f32]) -> bool {
+fn mostly_known(window: &[f64]) -> bool {
     !window.is_empty() && window.iter().filter(|v| v.is_finite()).count() * 2 >= window.len()
 }
 
-fn exceeds(window: &[f32], threshold: f64) -> bool {
-    window.iter().any(|v| f64::from(*v) > threshold + EQUAL)
+fn exceeds(window: &[f64], threshold: f64) -> bool {
+    window.iter().any(|v| *v > threshold + EQUAL)
 }
 
 /// Quantile of sorted values, linear between neighbours; NaN for none.
@@ -176,7 +189,8 @@ fn lay_windows(
     if native > protocol.step {
         return Err(LeftOutReason::TooCoarse);
     }
-    let series = history.grid_with(shard, metric, protocol.step, native).ok_or(LeftOutReason::TooShort)?;
+    let exact = history.exact_grid(shard, metric, protocol.step, native).ok_or(LeftOutReason::TooShort)?;
+    let series = exact.rounded();
     let covered = protocol.windows.saturating_sub(1).saturating_mul(protocol.stride).saturating_add(protocol.horizon);
     let first = series.values.len().checked_sub(covered).ok_or(LeftOutReason::TooShort)?;
     let season = protocol.season_steps();
@@ -185,7 +199,8 @@ fn lay_windows(
         return Err(LeftOutReason::TooShort);
     }
     let (horizon, windows, stride) = (protocol.horizon, protocol.windows, protocol.stride);
-    let laid = EvalSeries { shard: shard.clone(), metric, series, first, horizon, windows, stride };
+    let laid =
+        EvalSeries { shard: shard.clone(), metric, series, measured: exact.values, first, horizon, windows, stride };
     let any = (0..windows).any(|w| laid.actual(w).iter().any(|v| v.is_finite()));
     if any { Ok(laid) } else { Err(LeftOutReason::NoValueInWindows) }
 }

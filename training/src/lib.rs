@@ -1,20 +1,27 @@
 //! How models are learned and judged: fitting, rolling-origin evaluation, the gate, the registry, and the cost model of
 //! moves.
 
+mod backtest;
+mod card;
 mod checkpoint;
 mod cost;
+mod evaluate;
 mod fit;
 mod gate;
 mod labels;
 mod numbered;
+mod pipeline;
+mod registry;
 mod scores;
 mod statistics;
 
+pub use backtest::{BacktestPlan, MetricBacktest, MetricWindows, SkippedProduct, run_backtest};
 pub use checkpoint::CheckpointError;
 pub use cost::{
     CostEvidence, CostFitError, CostRegistry, CostRegistryError, CostVerdict, PRIOR_WEIGHT, fit_cost_model,
     judge_cost_model,
 };
+pub use evaluate::{Entrant, EvaluateError, Evaluation, EventProbability, evaluate, section};
 pub use fit::{
     AdamW, Average, CheckpointPolicy, FitControl, FitProgress, FittedModel, FittedProduct, MemberSpec, ProductSpec,
     TrainError, TrainErrors, TrainParams, TrainProblem, TrainSeries, TrainSpec, fit, learning_rate,
@@ -22,4 +29,6 @@ pub use fit::{
 pub use gate::{Contest, GateLimits, gate};
 pub use labels::Labels;
 pub use numbered::{FileError, Reservation};
+pub use pipeline::{PipelineError, TrainOptions, TrainReport, train_version};
+pub use registry::{Registry, RegistryError, VersionEntry};
 pub use scores::{ScoreError, ScoredSeries, SeriesScores, score};

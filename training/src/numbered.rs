@@ -67,6 +67,11 @@ impl Reservation {
         self.number
     }
 
+    /// Name of the folder that the numbers belong to, such as the model's.
+    pub(crate) fn name(&self) -> String {
+        self.parent.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// The folder to create and write; it does not exist yet.
     pub fn content(&self) -> PathBuf {
         self.staging.join(CONTENT)
@@ -127,7 +132,6 @@ pub(crate) fn write_file(path: &Path, content: &[u8]) -> Result<(), FileError> {
 }
 
 /// Replaces a file so that a reader, or a machine that comes back from a crash, sees the old content or the new.
-#[allow(dead_code)]
 pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), FileError> {
     let temporary = path.with_extension("tmp");
     write_file(&temporary, content)?;

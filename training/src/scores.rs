@@ -112,7 +112,7 @@ fn check(all: &[ScoredSeries<'_>]) -> Result<(usize, usize), ScoreError> {
         if one.forecasts.iter().any(|f| f.levels() != first.levels() || f.horizon() != horizon) {
             return Err(ScoreError::Mixed { shard: shard() });
         }
-        let inside = (0..one.series.windows).all(|w| one.series.actual(w).len() == horizon);
+        let inside = (0..one.series.windows).all(|w| one.series.truth(w).len() == horizon);
         let odd = one.p_any.is_some_and(|p| p.len() != one.series.windows);
         if one.forecasts.is_empty() || one.forecasts.len() != one.series.windows || !inside || odd {
             return Err(ScoreError::Windows { shard: shard() });

@@ -144,7 +144,7 @@ pub(super) fn tally(one: &ScoredSeries<'_>, protocol: &Protocol, deciles: &[usiz
         };
         let scale = Some(one.series.scale(end, protocol.season_steps())).filter(|scale| *scale > EQUAL);
         let mut window = WindowTally { scale, ..WindowTally::default() };
-        add_window(&mut tally, &mut window, one.series.actual(w), forecast, deciles);
+        add_window(&mut tally, &mut window, one.series.truth(w), forecast, deciles);
         tally.windows.push(window);
     }
     add_events(&mut tally, one, protocol);
@@ -154,7 +154,7 @@ pub(super) fn tally(one: &ScoredSeries<'_>, protocol: &Protocol, deciles: &[usiz
 fn add_window(
     tally: &mut Tally,
     window: &mut WindowTally,
-    actual: &[f32],
+    actual: &[f64],
     forecast: &QuantileForecast,
     deciles: &[usize; 9],
 ) {
@@ -165,7 +165,7 @@ fn add_window(
             tally.missing += 1;
             continue;
         }
-        let y = f64::from(*y);
+        let y = *y;
         let q = |i: usize| row.get(i).map_or(0.0, |v| f64::from(*v));
         let loss = |i: usize, level: f64| 2.0 * (level * (y - q(i))).max((level - 1.0) * (y - q(i)));
         for (i, level) in levels.iter().enumerate() {
@@ -209,6 +209,6 @@ fn add_events(tally: &mut Tally, one: &ScoredSeries<'_>, protocol: &Protocol) {
 
 /// P(y > limit) of the steps that were observed.
 fn step_probabilities(series: &EvalSeries, window: usize, forecast: &QuantileForecast, limit: f64) -> Vec<f64> {
-    let observed = series.actual(window).iter().enumerate().filter(|(_, y)| y.is_finite());
+    let observed = series.truth(window).iter().enumerate().filter(|(_, y)| y.is_finite());
     observed.map(|(step, _)| forecast.exceedance(step, limit)).collect()
 }

@@ -37,6 +37,7 @@ fn series(name: &str, values: &[f32], horizon: usize, windows: usize) -> EvalSer
         shard: shard(name),
         metric: Metric::CpuUtil,
         series: GridSeries { start: Timestamp::from_ms(0), step: Step::FIVE_MINUTES, values: values.to_vec() },
+        measured: values.iter().map(|v| f64::from(*v)).collect(),
         first: values.len() - horizon * windows,
         horizon,
         windows,
