@@ -209,7 +209,12 @@ impl History {
     /// bin that the samples do not cover in full (judged by the smallest distance between rows of this history) is cut
     /// off. `None` if no full bin is left.
     pub fn grid(&self, shard: &ShardId, metric: Metric, step: Step) -> Option<GridSeries> {
-        Some(self.exact_grid(shard, metric, step, self.native_step()?)?.rounded())
+        self.grid_with(shard, metric, step, self.native_step()?)
+    }
+
+    /// [`Self::grid`] where the distance of the samples is known already.
+    pub(crate) fn grid_with(&self, shard: &ShardId, metric: Metric, step: Step, native: Step) -> Option<GridSeries> {
+        Some(self.exact_grid(shard, metric, step, native)?.rounded())
     }
 
     /// [`Self::grid`] before rounding, where the distance of the samples is known already.

@@ -10,6 +10,7 @@ use foreshard_domain::{ContenderRole, EvaluationSection, Metric, Timestamp};
 use foreshard_model::{ForecastSpec, MIN_HISTORY_DAYS, SeasonalNaive};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::fmt;
 
 use crate::evaluate::{Entrant, EvaluateError, Evaluation, evaluate, section};
 use crate::gate::Contest;
@@ -35,6 +36,12 @@ pub struct SkippedProduct {
     pub product: String,
     /// Why, in words.
     pub why: String,
+}
+
+impl fmt::Display for SkippedProduct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.product, self.why)
+    }
 }
 
 /// The windows of one metric of one product.

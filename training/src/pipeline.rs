@@ -79,7 +79,7 @@ pub enum PipelineError {
 }
 
 fn listed(skipped: &[SkippedProduct]) -> String {
-    skipped.iter().map(|s| format!("{}: {}", s.product, s.why)).collect::<Vec<_>>().join("; ")
+    skipped.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Trains a version of `model` on a history and publishes it; promotes it if it passes the gate.

@@ -1,6 +1,5 @@
 //! Versions on disk: `<registry>/<model>/<number>/`, immutable, and `labels.json` that says which of them serves.
 
-use foreshard_domain::ModelVersion;
 use foreshard_model::{Manifest, Version, VersionError};
 use serde::Serialize;
 use std::fs::{self, File};
@@ -81,8 +80,8 @@ fn listed(numbers: &[u64]) -> String {
 /// One version as a list shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VersionEntry {
-    /// The model and number.
-    pub version: ModelVersion,
+    /// Its number.
+    pub number: u64,
     /// The labels it bears.
     pub labels: Vec<&'static str>,
     /// Its folder.
@@ -149,11 +148,8 @@ impl Registry {
     /// [`RegistryError::Name`], [`RegistryError::File`] or [`RegistryError::Labels`].
     pub fn list(&self, model: &str) -> Result<Vec<VersionEntry>, RegistryError> {
         let (folder, labels) = (self.folder(model)?, self.labels(model)?);
-        let entry = |number: u64| VersionEntry {
-            version: ModelVersion { model: model.to_owned(), number },
-            labels: labels.of(number),
-            path: folder.join(number.to_string()),
-        };
+        let entry =
+            |number: u64| VersionEntry { number, labels: labels.of(number), path: folder.join(number.to_string()) };
         Ok(self.numbers(model)?.into_iter().map(entry).collect())
     }
 

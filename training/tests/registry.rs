@@ -58,7 +58,7 @@ fn versions_are_published_promoted_and_rolled_back() {
     assert_eq!(registry.rollback("lstm").unwrap().champion, Some(1));
     assert_eq!(registry.next_number("lstm").unwrap(), 3);
     assert_eq!(registry.models().unwrap(), ["lstm"]);
-    let listed: Vec<_> = registry.list("lstm").unwrap().into_iter().map(|e| (e.version.number, e.labels)).collect();
+    let listed: Vec<_> = registry.list("lstm").unwrap().into_iter().map(|e| (e.number, e.labels)).collect();
     assert_eq!(listed, [(1, vec!["champion", "last_good"]), (2, vec![])]);
     assert_eq!(registry.show("lstm", 2).unwrap().seed, 2);
 }
