@@ -102,7 +102,8 @@ fn outcome(c: &Considered) -> String {
         }
         Err(Refused::Hard { code, detail }) => format!("{} refused, {code}: {detail}", c.target),
         Err(Refused::Limit { code, used, allowed }) => {
-            format!("{} not now, {code}: {used:.0} of {allowed:.0}", c.target)
+            let unit = if code.ends_with("cool_down") { " min" } else { "" };
+            format!("{} not now, {code}: {used:.0} of {allowed:.0}{unit}", c.target)
         }
     }
 }

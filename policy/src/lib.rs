@@ -2,6 +2,7 @@
 //!
 //! [`plan`] turns a [`PlanningInput`] into a [`Plan`]; [`check`] replays a plan with its own arithmetic and accepts or
 //! refuses it; [`explain`] tells it to a person; [`decisions`] makes the records by which it is scored later;
+//! [`simulate`] replays a history under a policy. No clock, no I/O, no randomness but seeds.
 
 mod check;
 mod decisions;
@@ -12,6 +13,7 @@ mod input_errors;
 mod plan;
 mod planner;
 mod settings;
+pub mod simulate;
 
 pub use check::{CheckReport, Violation, check};
 pub use decisions::decisions;

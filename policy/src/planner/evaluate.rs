@@ -203,12 +203,15 @@ pub(crate) fn starts(model: &Model<'_>, candidate: Candidate<'_>, busy: &Busy<'_
     if starts.is_empty() {
         return Err(blocked.refusal(model).unwrap_or_else(|| no_capacity(model, &sums)));
     }
-    let best = starts.iter().map(Start::net).fold(f64::NEG_INFINITY, f64::max);
+    // Balance is better the sooner; it decides the time only where there is no overload to avoid.
+    let balancing = !starts.iter().any(|s| s.gain > 0.0);
+    let value = |s: &Start| if balancing { s.net() } else { s.gain - s.cost };
+    let best = starts.iter().map(value).fold(f64::NEG_INFINITY, f64::max);
     let alike = best - (best.abs() * ALIKE).max(1e-9);
     starts.sort_by(|a, b| {
-        let rank = |s: &Start| (s.net() < alike, !s.in_time);
+        let rank = |s: &Start| (value(s) < alike, !s.in_time);
         let quiet = |s: &Start| if candidate.must || !s.in_time { 0.0 } else { s.trough };
-        let far = |s: &Start| if s.net() < alike { -s.net() } else { 0.0 };
+        let far = |s: &Start| if value(s) < alike { -value(s) } else { 0.0 };
         let order = rank(a).cmp(&rank(b)).then(far(a).total_cmp(&far(b)));
         order.then(quiet(a).total_cmp(&quiet(b))).then(a.transfer.start.cmp(&b.transfer.start))
     });

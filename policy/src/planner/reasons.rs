@@ -96,8 +96,8 @@ fn when(chosen: &Chosen, unmoved: Option<Timestamp>, now: Timestamp) -> &'static
         (_, false, true) => "no start lets the copy end before the first crossing, so it starts at once",
         (_, false, false) => "no start lets the copy end before the first crossing; this is the least bad",
         (true, true, true) => "it starts at once and ends before that",
-        (true, true, false) => "it waits for the quietest hour that still ends before that",
+        (true, true, false) => "it waits until the copy costs least and still ends before that",
         (false, true, true) => "it starts at once",
-        (false, true, false) => "it waits for a quiet hour",
+        (false, true, false) => "it waits until the copy costs least",
     }
 }

@@ -108,6 +108,17 @@ pub(crate) fn peak_of_mean(model: &Model<'_>, node: usize, load: &NodeLoad, reso
     means.fold(0.0, f64::max) / (capacity * model.grid.scenarios as f64)
 }
 
+/// How large a shard is: its mean share of the largest node, of the resource that it needs most of.
+pub(crate) fn weight(model: &Model<'_>, shard: usize) -> f64 {
+    let share = |r: &Resource| {
+        let lane = model.shards[shard].lanes[*r].as_deref()?;
+        let mean = lane.iter().map(|v| f64::from(*v)).sum::<f64>() / lane.len().max(1) as f64;
+        let largest = (0..model.nodes.len()).filter_map(|n| model.capacity(n, *r)).fold(0.0, f64::max);
+        (largest > 0.0).then(|| mean / largest)
+    };
+    model.resources.iter().filter_map(share).fold(0.0, f64::max)
+}
+
 /// Why a shard must not stay where it is, if it must not.
 pub(crate) fn misplaced(model: &Model<'_>, shard: usize, at: &[usize]) -> Option<String> {
     let (s, here) = (&model.shards[shard], at[shard]);

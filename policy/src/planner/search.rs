@@ -6,7 +6,7 @@ use foreshard_domain::{Resource, Timestamp};
 
 use super::evaluate::{Candidate, NodeScans, Side, Start, starts};
 use super::limits::{Busy, shard_refusal, target_refusal};
-use super::rules::{Ask, LeastUsed, ask, misplaced};
+use super::rules::{Ask, LeastUsed, ask, misplaced, weight};
 use crate::dense::{Bounds, Model, NodeLoad, Scan, Transfer};
 use crate::{Refused, RuleName, Score};
 
@@ -120,6 +120,8 @@ impl<'m, 'a> Search<'m, 'a> {
                 None => must.push((shard, because)),
             }
         }
+        // The largest first: small ones still fit into what is left.
+        must.sort_by(|a, b| weight(self.model, b.0).total_cmp(&weight(self.model, a.0)).then(a.0.cmp(&b.0)));
         must
     }
 

@@ -1,0 +1,290 @@
+//! The replay itself: decide at every step, account by the minute.
+
+use foreshard_domain::{NodeId, PerResource, Placement, Resource, ScenarioSet, Timestamp};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::{Cell, ScenarioSource, Seen, SimError, SimMove, SimReport};
+use crate::planner::plan_checked;
+use crate::{InFlight, Plan, PlanningInput, PolicySettings, ShardFacts};
+
+/// A copy that runs. Ends on whole minutes.
+#[derive(Debug, Clone)]
+struct Running {
+    shard: usize,
+    source: usize,
+    target: usize,
+    start: Timestamp,
+    end: Timestamp,
+}
+
+/// Where the shards are and what moves.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    owner: Vec<usize>,
+    running: Vec<Running>,
+    last_moved: Vec<Option<Timestamp>>,
+}
+
+impl State {
+    /// All shards on the ring.
+    pub fn new(cell: &Cell) -> Self {
+        let last_moved = vec![None; cell.ring().len()];
+        Self { owner: cell.ring().to_vec(), running: Vec::new(), last_moved }
+    }
+
+    /// Ends all running copies at once.
+    pub fn finish_running(&mut self) {
+        for copy in std::mem::take(&mut self.running) {
+            self.owner[copy.shard] = copy.target;
+        }
+    }
+
+    /// Changes the owners whose copies are over.
+    fn finish(&mut self, now: Timestamp) {
+        let (over, running) = std::mem::take(&mut self.running).into_iter().partition(|c| c.end <= now);
+        self.running = running;
+        let over: Vec<Running> = over;
+        for copy in over {
+            self.owner[copy.shard] = copy.target;
+        }
+    }
+}
+
+const MINUTE_MS: i64 = 60_000;
+
+/// Share above which a load counts as over capacity; what sums of floats cannot tell apart is not.
+const OVER: f64 = 1.0 + 1e-9;
+
+/// Replays steps; the state is that at their beginning, then that at their end.
+pub(crate) fn run(
+    cell: &Cell,
+    name: &str,
+    mut source: Option<&mut dyn ScenarioSource>,
+    settings: &PolicySettings,
+    state: &mut State,
+    span: Range<usize>,
+) -> Result<SimReport, SimError> {
+    settings.validate().map_err(SimError::Settings)?;
+    let mut decider = Decider::new(cell, name, settings);
+    let mut report = SimReport {
+        policy: name.to_owned(),
+        nodes: cell.spec().nodes,
+        seed: cell.spec().seed,
+        capacity_multiplier: cell.spec().capacity_multiplier,
+        minutes: 0.0,
+        overload_minutes: 0.0,
+        overload_area: 0.0,
+        unavoidable_minutes: 0.0,
+        moves: 0,
+        bytes_moved: 0.0,
+        node_hours: 0.0,
+        peak_node_load: 0.0,
+        plans: 0,
+        moved: Vec::new(),
+    };
+    for step in span {
+        state.finish(cell.loads().time(step));
+        if let Some(source) = source.as_deref_mut().filter(|_| step > 0) {
+            decider.decide(step, source, state, &mut report)?;
+        }
+        account(cell, step, state, &mut report);
+    }
+    report.node_hours = report.minutes / 60.0 * cell.spec().nodes as f64;
+    Ok(report)
+}
+
+/// Loads of the nodes over their capacity at one step, with the copies that run at a moment.
+fn shares(cell: &Cell, step: usize, state: &State, now: Timestamp) -> Vec<PerResource<f64>> {
+    let mut shares = vec![PerResource::<f64>::default(); cell.spec().nodes];
+    for (r, resource) in cell.loads().resources().iter().enumerate() {
+        let Some(capacity) = cell.capacity()[*resource] else { continue };
+        for (shard, node) in state.owner.iter().enumerate() {
+            shares[*node][*resource] += f64::from(cell.loads().at(r, shard, step)) / capacity;
+        }
+        for copy in state.running.iter().filter(|c| c.start <= now && now < c.end) {
+            shares[copy.source][*resource] += cell.spec().copy_share[*resource];
+            shares[copy.target][*resource] += cell.spec().copy_share[*resource];
+        }
+    }
+    shares
+}
+
+/// Counts the minutes of one step; owners change where copies end within it.
+fn account(cell: &Cell, step: usize, state: &mut State, report: &mut SimReport) {
+    let (mut from, end) = (cell.loads().time(step), cell.loads().time(step + 1));
+    while from < end {
+        state.finish(from);
+        let next = state.running.iter().map(|c| c.end).filter(|at| *at > from).fold(end, Timestamp::min);
+        let minutes = next.since_ms(from) as f64 / MINUTE_MS as f64;
+        for share in shares(cell, step, state, from) {
+            let all = Resource::ALL.map(|r| share[r]);
+            let peak = all.into_iter().fold(0.0, f64::max);
+            report.peak_node_load = report.peak_node_load.max(peak);
+            if peak > OVER {
+                report.overload_minutes += minutes;
+                report.overload_area += all.into_iter().map(|s| (s - 1.0).max(0.0)).sum::<f64>() * minutes;
+            }
+        }
+        report.minutes += minutes;
+        if unavoidable(cell, step) {
+            report.unavoidable_minutes += minutes;
+        }
+        from = next;
+    }
+}
+
+/// Whether the cluster or one shard alone is over capacity at a step.
+fn unavoidable(cell: &Cell, step: usize) -> bool {
+    let loads = cell.loads();
+    loads.resources().iter().enumerate().any(|(r, resource)| {
+        let Some(capacity) = cell.capacity()[*resource] else { return false };
+        let shards = (0..loads.shards().len()).map(|s| f64::from(loads.at(r, s, step)));
+        let (total, largest) = shards.fold((0.0, 0.0f64), |(total, largest), v| (total + v, largest.max(v)));
+        largest > capacity * OVER || total > capacity * cell.spec().nodes as f64 * OVER
+    })
+}
+
+/// Turns scenarios into moves.
+struct Decider<'c> {
+    cell: &'c Cell,
+    input: Option<PlanningInput>,
+    name: String,
+    settings: PolicySettings,
+    index: BTreeMap<&'c NodeId, usize>,
+}
+
+impl<'c> Decider<'c> {
+    fn new(cell: &'c Cell, name: &str, settings: &PolicySettings) -> Self {
+        let mut settings = settings.clone();
+        settings.moves_in_flight = cell.spec().moves_at_once;
+        settings.moves_per_node = cell.spec().moves_at_once;
+        settings.cool_down_shard_ms = cell.cool_down_ms();
+        let index = cell.topology().nodes.iter().enumerate().map(|(i, n)| (&n.id, i)).collect();
+        Self { cell, input: None, name: name.to_owned(), settings, index }
+    }
+
+    /// Plans at the beginning of a step and starts what is to start now.
+    fn decide(
+        &mut self,
+        step: usize,
+        source: &mut dyn ScenarioSource,
+        state: &mut State,
+        report: &mut SimReport,
+    ) -> Result<(), SimError> {
+        if state.running.len() >= self.cell.spec().moves_at_once {
+            // No copy could start now, and what would start later is planned again at the next step.
+            return Ok(());
+        }
+        let reactive = self.name == "reactive";
+        if reactive && self.calm_as_observed(step, state) {
+            return Ok(());
+        }
+        let seen = Seen::new(self.cell.loads(), step);
+        let at = seen.now();
+        let scenarios = source.scenarios(&seen).map_err(|source| SimError::Source { at, source })?;
+        if !reactive && self.calm(&scenarios, state) {
+            return Ok(());
+        }
+        let input = self.input(&seen, scenarios, state);
+        input.validate().map_err(|source| SimError::Input { at, source })?;
+        // The fingerprint is for plans that are kept; these are not.
+        let planned = plan_checked(&input, format!("step{step}")).map_err(|source| SimError::Plan { at, source })?;
+        self.input = Some(input);
+        report.plans += 1;
+        self.start(at, &planned.plan, state, report);
+        Ok(())
+    }
+
+    /// Whether no node is over the limit by what was observed last, running copies included: then a planner that
+    /// believes in it asks for nothing.
+    fn calm_as_observed(&self, step: usize, state: &State) -> bool {
+        let now = self.cell.loads().time(step);
+        let shares = shares(self.cell, step.saturating_sub(1), state, now);
+        let over = shares.iter().any(|s| Resource::ALL.into_iter().any(|r| s[r] > self.settings.limit * 0.999));
+        !over && !self.settings.rules.proactive_balancing
+    }
+
+    /// Whether no scenario puts a node over the limit: then nothing can be gained.
+    fn calm(&self, scenarios: &ScenarioSet, state: &State) -> bool {
+        if self.settings.rules.proactive_balancing {
+            return false;
+        }
+        let index: BTreeMap<_, _> = scenarios.shards().iter().enumerate().map(|(i, s)| (s, i)).collect();
+        let of = |shard: usize| self.cell.loads().shards().get(shard).and_then(|id| index.get(id)).copied();
+        scenarios.resources().iter().enumerate().all(|(r, resource)| {
+            let Some(capacity) = self.cell.capacity()[*resource] else { return true };
+            let copies = |node: usize| state.running.iter().filter(move |c| c.source == node || c.target == node);
+            (0..self.cell.spec().nodes).all(|node| {
+                let here = state.owner.iter().enumerate().filter(|(_, n)| **n == node).map(|(s, _)| s);
+                let coming = copies(node).filter(|c| c.target == node).map(|c| c.shard);
+                let load = scenarios.node_sum(r, here.chain(coming).filter_map(of));
+                let extra = copies(node).count() as f64 * self.cell.spec().copy_share[*resource] * capacity;
+                let limit = self.settings.limit * 0.999 * capacity - extra;
+                load.values().iter().all(|v| f64::from(*v) <= limit)
+            })
+        })
+    }
+
+    fn input(&mut self, seen: &Seen<'_>, scenarios: ScenarioSet, state: &State) -> PlanningInput {
+        let nodes = &self.cell.topology().nodes;
+        let shards = self.cell.loads().shards();
+        let placement: Placement =
+            shards.iter().zip(&state.owner).map(|(s, n)| (s.clone(), nodes[*n].id.clone())).collect();
+        let facts = shards.iter().enumerate().map(|(i, shard)| {
+            let current = PerResource::from_fn(|resource| {
+                let r = seen.resources().iter().position(|known| *known == resource);
+                r.and_then(|r| seen.lane(r, i).last()).map_or(0.0, |v| f64::from(*v))
+            });
+            let data_bytes = self.cell.data_bytes()[i];
+            let last_moved = state.last_moved[i];
+            (shard.clone(), ShardFacts { data_bytes, write_bytes_per_s: 0.0, last_moved, current, txn_rate: 0.0 })
+        });
+        let in_flight = state.running.iter().map(|copy| InFlight {
+            shard: shards[copy.shard].clone(),
+            source: nodes[copy.source].id.clone(),
+            target: nodes[copy.target].id.clone(),
+            started: copy.start,
+            expected_end: copy.end,
+        });
+        PlanningInput {
+            now: seen.now(),
+            seed: self.cell.spec().seed,
+            parent: None,
+            topology: self.input.take().map_or_else(|| self.cell.topology().clone(), |input| input.topology),
+            placement,
+            scenarios,
+            shards: facts.collect(),
+            communication: Vec::new(),
+            in_flight: in_flight.collect(),
+            cost_model: self.cell.cost_model(),
+            settings: self.settings.clone(),
+        }
+    }
+
+    /// Starts the moves of a plan that are due now; the others are planned again.
+    fn start(&self, now: Timestamp, plan: &Plan, state: &mut State, report: &mut SimReport) {
+        for m in plan.moves.iter().filter(|m| m.start <= now) {
+            let shard = self.cell.loads().shards().iter().position(|s| *s == m.shard);
+            let nodes = self.index.get(&m.source).zip(self.index.get(&m.target));
+            let (Some(shard), Some((source, target))) = (shard, nodes) else { continue };
+            if state.running.len() >= self.cell.spec().moves_at_once {
+                return;
+            }
+            let minutes = self.cell.copy_ms(shard).saturating_add(MINUTE_MS - 1).div_euclid(MINUTE_MS);
+            let end = now.plus_ms(minutes * MINUTE_MS);
+            state.running.push(Running { shard, source: *source, target: *target, start: now, end });
+            state.last_moved[shard] = Some(now);
+            report.moves += 1;
+            report.bytes_moved += self.cell.data_bytes()[shard];
+            report.moved.push(SimMove {
+                shard: m.shard.clone(),
+                source: m.source.clone(),
+                target: m.target.clone(),
+                start: now,
+                end,
+                rule: m.reason.rule.name().to_owned(),
+            });
+        }
+    }
+}
