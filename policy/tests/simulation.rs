@@ -151,8 +151,10 @@ fn tuning_prefers_what_pays_and_refuses_an_edge() {
         Ok(Box::new(TrueFuture::new(cell.loads().clone(), 48)) as Box<dyn foreshard_policy::simulate::ScenarioSource>)
     };
     let predictive = tune_predictive(&cells, &reactive, &grid, &mut source).unwrap();
-    assert!(predictive.chosen.moves <= reactive.chosen.moves);
-    assert!(predictive.chosen.overload_minutes <= reactive.chosen.overload_minutes);
+    let chosen = &predictive.chosen;
+    assert!(chosen.moves <= reactive.chosen.moves);
+    let few = predictive.tried.iter().filter(|t| t.moves <= reactive.chosen.moves);
+    assert!(few.into_iter().all(|t| t.overload_minutes >= chosen.overload_minutes));
 }
 
 #[test]
