@@ -1,0 +1,178 @@
+//! Start what is due, gather what has ended, remove what was kept long enough, write the logs.
+
+use foreshard_domain::{MigrationId, Timestamp};
+use foreshard_migrator::{Driver, DriverError, MigrationRecord};
+use foreshard_policy::Move;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+use crate::ControlError;
+use crate::control_loop::{ControlLoop, keep_or_stop};
+use crate::report::TickReport;
+use crate::schedule::{Situation, StartLimits, due};
+use crate::settings::Mode;
+use crate::view::View;
+
+/// What a task did for a migration.
+#[derive(Debug)]
+enum Ended {
+    /// Ran it until it stood still.
+    Ran(MigrationId, Result<MigrationRecord, DriverError>),
+    /// Removed what was kept for the way back.
+    Finished(MigrationId, Result<MigrationRecord, DriverError>),
+}
+
+/// The migrations that this process carries, each in a task of its own. Dropping it stops them where they are; recovery
+/// takes them up again.
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    tasks: JoinSet<Ended>,
+    carried: BTreeSet<MigrationId>,
+    ended: Vec<Result<Ended, tokio::task::JoinError>>,
+}
+
+impl Running {
+    /// Carries a migration until it stands still.
+    pub(crate) fn spawn(&mut self, driver: &Arc<Driver>, id: MigrationId) {
+        let driver = Arc::clone(driver);
+        if self.carried.insert(id.clone()) {
+            self.tasks.spawn(async move {
+                let ran = driver.run(&id).await;
+                Ended::Ran(id, ran)
+            });
+        }
+    }
+
+    /// Removes what a migration kept for the way back.
+    fn spawn_finish(&mut self, driver: &Arc<Driver>, id: MigrationId) {
+        let driver = Arc::clone(driver);
+        if self.carried.insert(id.clone()) {
+            self.tasks.spawn(async move {
+                let finished = driver.finish(&id).await;
+                Ended::Finished(id, finished)
+            });
+        }
+    }
+
+    /// Waits until one of them stands still; for ever if there is none.
+    pub(crate) async fn any_ended(&mut self) {
+        match self.tasks.join_next().await {
+            Some(ended) => self.ended.push(ended),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until none runs.
+    pub(crate) async fn all_ended(&mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            self.ended.push(ended);
+        }
+    }
+
+    fn take_ended(&mut self) -> Vec<Result<Ended, tokio::task::JoinError>> {
+        while let Some(ended) = self.tasks.try_join_next() {
+            self.ended.push(ended);
+        }
+        for ended in &self.ended {
+            match ended {
+                Ok(Ended::Ran(id, _) | Ended::Finished(id, _)) => _ = self.carried.remove(id),
+                // Whose task died is not told; recovery finds out.
+                Err(_) => {}
+            }
+        }
+        std::mem::take(&mut self.ended)
+    }
+}
+
+impl ControlLoop {
+    /// Gathers the migrations that stand still; the outcomes of those that came to a result are kept for the log.
+    pub(crate) fn gather(&mut self, report: &mut TickReport) -> Result<(), ControlError> {
+        for ended in self.running.take_ended() {
+            let result = match ended {
+                Err(source) => Err(ControlError::Task(source)),
+                Ok(Ended::Ran(migration, result)) => {
+                    result.map(Some).map_err(|source| ControlError::Run { migration, source })
+                }
+                Ok(Ended::Finished(migration, result)) => {
+                    result.map(|_| None).map_err(|source| ControlError::Finish { migration, source })
+                }
+            };
+            let record = keep_or_stop(result, report)?.flatten();
+            if let Some(outcome) = record.and_then(|record| foreshard_migrator::outcome(&record)) {
+                report.ended.push(outcome.clone());
+                self.unlogged_outcomes.push(outcome);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the moves of the plan in force that are due and ends retentions that have passed; in `advise` neither.
+    pub(crate) async fn move_due(&mut self, now: Timestamp, report: &mut TickReport) -> Result<(), ControlError> {
+        if self.settings.mode == Mode::Advise {
+            return Ok(());
+        }
+        let state = self.parts.store.read().await.map_err(ControlError::ReadState)?;
+        let view = View::of(&state, now);
+        for id in &view.to_finish {
+            self.running.spawn_finish(&self.driver, id.clone());
+        }
+        let Some(plan) = self.plan.clone() else { return Ok(()) };
+        if view.plan.as_ref() != Some(&plan.id) {
+            // Somebody put another plan into force: what this one says is void.
+            self.plan = None;
+            return Ok(());
+        }
+        let situation = Situation {
+            now,
+            topology: &self.parts.topology,
+            placement: &view.placement,
+            in_flight: &view.in_flight,
+            begun: &self.begun,
+            retained: &view.retained,
+            limits: StartLimits {
+                in_flight: self.settings.policy.moves_in_flight,
+                per_node: self.settings.policy.moves_per_node,
+                lateness_ms: self.settings.lateness_ms,
+            },
+        };
+        let starts = due(&plan, &situation).into_iter().filter(|verdict| verdict.outcome.is_ok());
+        let starts: Vec<Move> = starts.map(|verdict| verdict.planned.clone()).collect();
+        for planned in starts {
+            let started = self.start_move(planned, &plan).await;
+            let started = keep_or_stop(started, report)?;
+            report.started.extend(started);
+        }
+        Ok(())
+    }
+
+    async fn start_move(&mut self, planned: Move, plan: &foreshard_policy::Plan) -> Result<MigrationId, ControlError> {
+        let shard = planned.shard.clone();
+        // Begun even if it fails to start: the next plan decides anew, this one does not try again and again.
+        self.begun.insert(shard.clone());
+        let started = self.driver.start(planned, plan.id.clone(), self.settings.consistency).await;
+        let id = started.map_err(|source| ControlError::Start { shard, source })?;
+        self.running.spawn(&self.driver, id.clone());
+        Ok(id)
+    }
+
+    /// Writes outcomes and decisions; what cannot be written is kept for the next turn.
+    pub(crate) fn write_logs(&mut self, report: &mut TickReport) {
+        if !self.unlogged_outcomes.is_empty() {
+            match self.parts.outcomes.append(&self.unlogged_outcomes) {
+                Ok(_) => self.unlogged_outcomes.clear(),
+                Err(source) => {
+                    report.note(ControlError::LogOutcomes { count: self.unlogged_outcomes.len(), source });
+                }
+            }
+        }
+        if !self.unlogged_decisions.is_empty() {
+            match self.parts.decisions.append(&self.unlogged_decisions) {
+                Ok(_) => self.unlogged_decisions.clear(),
+                Err(source) => {
+                    report.note(ControlError::LogDecisions { count: self.unlogged_decisions.len(), source });
+                }
+            }
+        }
+    }
+}
