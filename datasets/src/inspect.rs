@@ -128,8 +128,9 @@ fn metric(history: &History, metric: Metric, native: Option<Step>) -> Option<Met
         return None;
     }
     values.sort_by(f64::total_cmp);
-    let grids: Vec<GridSeries> =
-        native.map(|n| with.iter().filter_map(|s| Some(history.exact_grid(s, metric, n, n)?.rounded())).collect()).unwrap_or_default();
+    let grids: Vec<GridSeries> = native
+        .map(|n| with.iter().filter_map(|s| Some(history.exact_grid(s, metric, n, n)?.rounded())).collect())
+        .unwrap_or_default();
     let over = |f: &dyn Fn(&GridSeries) -> Option<f64>| median(grids.iter().filter_map(f).collect());
     Some(MetricInspection {
         shards: with.len(),

@@ -137,6 +137,17 @@ pub enum LeftOutReason {
     TooCoarse,
 }
 
+impl std::fmt::Display for LeftOutReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            LeftOutReason::NoTarget => "it has no value of the target",
+            LeftOutReason::TooShort => "too little lies before its first window",
+            LeftOutReason::NoValueInWindows => "nothing was measured in its windows",
+            LeftOutReason::TooCoarse => "its rows lie further apart than the steps of the protocol",
+        })
+    }
+}
+
 /// A shard that takes no part, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeftOut {

@@ -1,0 +1,75 @@
+//! `foreshard control --mode advise`: plans in a loop on what a serving process knows, and records the advice.
+//!
+//! Nothing moves: no engine is attached. The loop that moves shards is `foreshard_control::ControlLoop`; `foreshard demo`
+//! runs it on the embedded engine.
+
+use foreshard_api::ForecastClient;
+use foreshard_datasets::{DecisionLog, ReadFilter, read_history};
+use foreshard_policy::{Plan, check, decisions, explain};
+use serde::Serialize;
+use std::path::Path;
+
+use crate::args::ControlArgs;
+use crate::commands::advice::{Advice, Source, advise};
+use crate::commands::{path, runtime};
+use crate::output::{self, Failure, Format, Verdict};
+use crate::settings::Settings;
+
+#[derive(Serialize)]
+struct Round<'a> {
+    plan: &'a Plan,
+    accepted: bool,
+    violations: Vec<String>,
+    notes: &'a [String],
+}
+
+/// Plans every `control.every` until interrupted, or once.
+pub fn run(args: &ControlArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
+    let server = args.server.as_deref().unwrap_or(&settings.control.server);
+    let topology = path(&args.topology, &settings.data.topology);
+    let log = DecisionLog::open(&settings.data.decisions)?;
+    runtime()?.block_on(async {
+        loop {
+            let round = one_round(server, topology, settings, &log, format).await;
+            if args.once {
+                return round;
+            }
+            if let Err(error) = round {
+                // The next round may find serving again; an operator sees why this one did not happen.
+                eprintln!("{}", output::chain(error.as_ref()));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(settings.control.every) => {}
+                _ = tokio::signal::ctrl_c() => return Ok(Verdict::Done),
+            }
+        }
+    })
+}
+
+async fn one_round(
+    server: &str,
+    topology: &Path,
+    settings: &Settings,
+    log: &DecisionLog,
+    format: Format,
+) -> Result<Verdict, Failure> {
+    let client = ForecastClient::connect(server).await?;
+    let history = read_history(&settings.data.history, &ReadFilter::default())?;
+    let Advice { input, planned, version, notes } =
+        advise(settings, topology, &history, Source::Server(&client)).await?;
+    let violations: Vec<String> = match check(&input, &planned.plan) {
+        Ok(_) => Vec::new(),
+        Err(found) => found.iter().map(ToString::to_string).collect(),
+    };
+    let accepted = violations.is_empty();
+    if accepted {
+        log.append(&decisions(&input, &planned, version))?;
+    }
+    let round = Round { plan: &planned.plan, accepted, violations, notes: &notes };
+    output::print(format, &round, |round| {
+        let notes: String = round.notes.iter().map(|n| format!("note: {n}\n")).collect();
+        let refused: String = round.violations.iter().map(|v| format!("refused by the checker: {v}\n")).collect();
+        format!("{notes}{refused}{}", explain(round.plan, None))
+    })?;
+    Ok(if accepted { Verdict::Done } else { Verdict::No })
+}

@@ -1,0 +1,246 @@
+//! `foreshard evaluate`: rolling-origin evaluation under a protocol, for people (a report) and scorers (a forecasts file).
+
+use foreshard_datasets::{
+    EvalSeries, History, LeftOut, Protocol, ReadFilter, evaluation_series, read_history, write_forecasts,
+};
+use foreshard_domain::{Contender, ContenderRole, EvaluationReport, Fact, QuantileLevels};
+use foreshard_model::{ForecastSpec, Forecaster, LastValue, SeasonalNaive};
+use foreshard_report::evaluation_html;
+use foreshard_training::{
+    Entrant, Evaluation, FitControl, FittedModel, ProductSpec, Registry, TrainParams, TrainSeries, evaluate, fit,
+    section,
+};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::args::{Compare, EvaluateArgs, ModelKind};
+use crate::commands::progress::Progress;
+use crate::commands::{path, percent};
+use crate::output::{self, Failure, Format, Verdict};
+use crate::settings::Settings;
+
+/// What is scored, and what was not and why.
+struct Task {
+    protocol: Protocol,
+    spec: ForecastSpec,
+    series: Vec<EvalSeries>,
+    left_out: Vec<LeftOut>,
+    facts: Vec<Fact>,
+}
+
+fn fact(name: &str, value: impl Into<String>) -> Fact {
+    Fact { name: name.to_owned(), value: value.into() }
+}
+
+/// Evaluates the model and its rivals, writes what was asked for, prints the figures.
+pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
+    let mut task = load(args)?;
+    let mut progress = Progress::new();
+    let subject = subject(args, settings, &mut task, &mut progress)?;
+    let mut evaluations = vec![(ContenderRole::Subject, subject)];
+    for (role, rival) in rivals(args.compare, &task.spec)? {
+        progress.set(&format!("evaluating {}", rival.name()), 0.0, "");
+        evaluations.push((role, evaluate(rival.as_ref(), None, &task.series, &task.protocol)?));
+    }
+    drop(progress);
+    if let Some(file) = &args.forecasts {
+        let (_, subject) = &evaluations[0];
+        write_forecasts(file, &subject.levels, &subject.rows)?;
+    }
+    let report = report(args, task, &evaluations);
+    if let Some(file) = &args.report {
+        write_report(file, &report)?;
+    }
+    output::print(format, &report, text)?;
+    Ok(Verdict::Done)
+}
+
+fn load(args: &EvaluateArgs) -> Result<Task, Failure> {
+    let protocol = Protocol::load(&args.protocol)?;
+    let (mut series, mut left_out, mut facts) = (Vec::new(), Vec::new(), Vec::new());
+    for path in &args.history {
+        let history = read_history(path, &ReadFilter::default())?;
+        facts.push(fact("history", described(path, &history)));
+        let (found, left) = evaluation_series(&history, &protocol);
+        series.extend(found);
+        left_out.extend(left);
+    }
+    if series.is_empty() {
+        let why: Vec<String> = left_out.iter().take(3).map(|l| format!("{}: {}", l.shard, l.why)).collect();
+        return Err(format!("no series is long enough for protocol {} ({})", protocol.name, why.join("; ")).into());
+    }
+    let spec = ForecastSpec {
+        step: protocol.step,
+        horizon: protocol.horizon,
+        season_steps: protocol.season_steps(),
+        levels: QuantileLevels::standard(),
+        bounds: protocol.bounds,
+    };
+    facts.push(fact(
+        "protocol",
+        format!("{}: {} windows of {} steps", protocol.name, protocol.windows, protocol.horizon),
+    ));
+    Ok(Task { protocol, spec, series, left_out, facts })
+}
+
+fn described(path: &Path, history: &History) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let fingerprint = history.fingerprint();
+    let short: String = fingerprint.chars().take(12).collect();
+    format!("{name}, {} rows, fingerprint {short}", history.rows())
+}
+
+fn subject(
+    args: &EvaluateArgs,
+    settings: &Settings,
+    task: &mut Task,
+    progress: &mut Progress,
+) -> Result<Evaluation, Failure> {
+    if let Some(number) = args.version {
+        return existing(args, settings, number, task);
+    }
+    match args.model {
+        ModelKind::SeasonalNaive => {
+            Ok(evaluate(&SeasonalNaive::new(task.spec.clone()), None, &task.series, &task.protocol)?)
+        }
+        ModelKind::LastValue => Ok(evaluate(&LastValue::new(task.spec.clone()), None, &task.series, &task.protocol)?),
+        ModelKind::Lstm => {
+            let fitted = train(args, settings, task, progress)?;
+            let name = &task.protocol.name;
+            let forecaster = fitted.forecaster(name).ok_or("the fit left the protocol's product out")?;
+            let entrant = Entrant { name: "lstm".to_owned(), forecaster, templates: fitted.templates(name) };
+            progress.set("evaluating lstm", 0.0, "");
+            Ok(entrant.evaluate(&task.series, &task.protocol)?)
+        }
+    }
+}
+
+/// Scores a version of the registry, unless it has seen what it would be scored on.
+fn existing(args: &EvaluateArgs, settings: &Settings, number: u64, task: &mut Task) -> Result<Evaluation, Failure> {
+    let registry = Registry::open(path(&args.registry, &settings.registry.path))?;
+    let version = registry.load(&settings.registry.model, number)?;
+    let until = version.manifest().trained_until;
+    let first = task.series.iter().map(|s| s.series.time_of(s.first)).min().unwrap_or(until);
+    if first < until {
+        let from = version.manifest().trained_from;
+        return Err(format!(
+            "version {} was trained on data from {from} until {until}, which overlaps the scored windows from {first} on; \
+             evaluate it on later data, or without --version",
+            version.id()
+        )
+        .into());
+    }
+    let products = version.manifest().products.iter();
+    let fits = |s: &ForecastSpec| s.step == task.spec.step && s.horizon == task.spec.horizon;
+    let product = products.clone().find(|p| fits(&p.spec)).ok_or_else(|| {
+        let known: Vec<String> = products.map(|p| format!("{} ({} steps)", p.name, p.spec.horizon)).collect();
+        format!(
+            "version {} has no product of {} steps as the protocol wants; it has {}",
+            version.id(),
+            task.spec.horizon,
+            known.join(", ")
+        )
+    })?;
+    task.facts.push(fact("trained until", until.to_string()));
+    let entrant = Entrant::of_version(&version, &product.name).ok_or("the product is in the manifest alone")?;
+    Ok(entrant.evaluate(&task.series, &task.protocol)?)
+}
+
+/// Fits once, on what each series has before its own first window (refit = "never").
+fn train(
+    args: &EvaluateArgs,
+    settings: &Settings,
+    task: &mut Task,
+    progress: &mut Progress,
+) -> Result<FittedModel, Failure> {
+    let product = ProductSpec { name: task.protocol.name.clone(), forecast: task.spec.clone() };
+    let seed = args.seed.unwrap_or(settings.train.seed);
+    let params = TrainParams {
+        products: vec![product],
+        seed,
+        steps: args.steps.unwrap_or(settings.train.steps),
+        threads: settings.train.threads,
+        ..TrainParams::default()
+    };
+    let spec = params.check()?;
+    let known = |s: &EvalSeries| TrainSeries {
+        shard: s.shard.clone(),
+        metric: s.metric,
+        series: s.series.clone(),
+        usable: s.first,
+    };
+    let series = BTreeMap::from([(task.protocol.name.clone(), task.series.iter().map(known).collect())]);
+    task.facts
+        .push(fact("training", format!("{} series, seed {seed}, before each one's first window", task.series.len())));
+    let mut on_step = |p: foreshard_training::FitProgress| {
+        let (done, all) = p.step;
+        progress.set("training", done as f64 / all.max(1) as f64, &format!("loss {:.4}", p.loss));
+    };
+    let mut control = FitControl { progress: &mut on_step, checkpoint: None, stop: &|| false };
+    Ok(fit(&series, &spec, &mut control)?)
+}
+
+type Rival = (ContenderRole, Box<dyn Forecaster>);
+
+fn rivals(compare: Compare, spec: &ForecastSpec) -> Result<Vec<Rival>, Failure> {
+    let mut rivals: Vec<Rival> = vec![(ContenderRole::SeasonalNaive, Box::new(SeasonalNaive::new(spec.clone())))];
+    if compare != Compare::None {
+        rivals.push((ContenderRole::Rival, Box::new(LastValue::new(spec.clone()))));
+        rivals.push((ContenderRole::Rival, Box::new(SeasonalNaive::weekly(spec.clone()))));
+    }
+    Ok(rivals)
+}
+
+fn report(args: &EvaluateArgs, task: Task, evaluations: &[(ContenderRole, Evaluation)]) -> EvaluationReport {
+    let beside: Vec<(ContenderRole, &Evaluation)> = evaluations.iter().map(|(role, e)| (*role, e)).collect();
+    let names: Vec<String> =
+        args.history.iter().filter_map(|p| p.file_stem()).map(|n| n.to_string_lossy().into()).collect();
+    let notes = task.left_out.iter().map(|l| format!("{} is left out: {}", l.shard, l.why)).collect();
+    EvaluationReport {
+        title: format!("{} on {}, protocol {}", evaluations[0].1.name, names.join(", "), task.protocol.name),
+        provenance: task.facts,
+        verdict: None,
+        sections: vec![section(&task.protocol.name, &task.series, &task.protocol, &beside)],
+        notes,
+    }
+}
+
+fn write_report(file: &Path, report: &EvaluationReport) -> Result<(), Failure> {
+    let json = file.extension().is_some_and(|e| e == "json");
+    let text = if json { serde_json::to_string_pretty(report)? } else { evaluation_html(report) };
+    std::fs::write(file, text).map_err(|source| Failure::from(format!("could not write {}: {source}", file.display())))
+}
+
+fn text(report: &EvaluationReport) -> String {
+    let mut text = format!("{}\n", report.title);
+    for Fact { name, value } in &report.provenance {
+        text.push_str(&format!("  {name}: {value}\n"));
+    }
+    for section in &report.sections {
+        let naive = section.contenders.iter().find(|c| c.role == ContenderRole::SeasonalNaive);
+        let rows: Vec<Vec<String>> = section.contenders.iter().map(|c| row(c, naive)).collect();
+        let header = ["forecaster", "wql", "to naive", "sql_geo", "mase", "cover 80 %", "brier of event"];
+        text.push_str(&format!("\n{}", output::table(&header, &rows)));
+    }
+    for note in &report.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    text
+}
+
+fn row(contender: &Contender, naive: Option<&Contender>) -> Vec<String> {
+    let s = &contender.scores;
+    let figure = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.4}"));
+    let ratio =
+        s.wql.zip(naive.and_then(|n| n.scores.wql)).filter(|(_, n)| *n > 0.0).map(|(a, n)| format!("{:.3}", a / n));
+    let brier = s.event.as_ref().map(|e| e.brier.p_any.unwrap_or(e.brier.independent.min(e.brier.max_marginal)));
+    vec![
+        contender.name.clone(),
+        figure(s.wql),
+        ratio.unwrap_or_else(|| "-".to_owned()),
+        figure(s.sql_geo),
+        figure(s.mase_median),
+        s.coverage_80.map_or("-".to_owned(), percent),
+        figure(brier),
+    ]
+}

@@ -1,0 +1,38 @@
+//! Each subcommand: a thin call into the library crates and the printing of what came of it.
+
+pub mod check;
+pub mod control;
+pub mod data;
+pub mod demo;
+pub mod evaluate;
+pub mod forecast;
+pub mod models;
+pub mod plan;
+pub mod serve;
+pub mod simulate;
+pub mod train;
+
+mod advice;
+mod foresight;
+mod local;
+mod progress;
+
+use std::path::{Path, PathBuf};
+use tokio::runtime::Runtime;
+
+use crate::output::Failure;
+
+/// The runtime of commands that talk over the network.
+fn runtime() -> Result<Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// What a flag says, else what the settings say.
+fn path<'a>(flag: &'a Option<PathBuf>, setting: &'a Path) -> &'a Path {
+    flag.as_deref().unwrap_or(setting)
+}
+
+/// A share as percent, for people.
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}

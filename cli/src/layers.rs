@@ -1,0 +1,243 @@
+//! Settings in layers: defaults < file < environment, with all errors at once. Flags go before all of them; each command
+//! looks at its own first.
+//!
+//! Each layer is a tree of TOML values. What a layer gives is laid over the defaults one option at a time, so that every
+//! wrong option is named together with where it came from, not only the first.
+
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Prefix of the environment variables that set options.
+const PREFIX: &str = "FORESHARD_";
+
+/// Variables with that prefix which are no options: the settings file and the log filter.
+const NOT_OPTIONS: [&str; 2] = ["FORESHARD_CONFIG", "FORESHARD_LOG"];
+
+/// One thing wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The option, as `section.key`; empty for a whole file.
+    pub option: String,
+    /// File, variable or flag.
+    pub origin: String,
+    /// What is wrong and how to mend it.
+    pub what: String,
+}
+
+/// All that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the settings have {} error{}", self.0.len(), if self.0.len() == 1 { "" } else { "s" })?;
+        for Problem { option, origin, what } in &self.0 {
+            let separator = if option.is_empty() { "" } else { ": " };
+            write!(f, "\n  - {option}{separator}{what} ({origin})")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// One layer: options by their dotted path, each with its origin.
+#[derive(Debug, Clone, Default)]
+pub struct Layer(Vec<(String, Value, String)>);
+
+impl Layer {
+    /// Options of a settings file.
+    pub fn file(path: &Path) -> Result<Self, Problems> {
+        let origin = path.display().to_string();
+        let problem = |what: String| Problems(vec![Problem { option: String::new(), origin: origin.clone(), what }]);
+        let text = std::fs::read_to_string(path).map_err(|e| problem(format!("cannot be read: {e}")))?;
+        let table: Table = text.parse().map_err(|e: toml::de::Error| problem(format!("is no TOML: {e}")))?;
+        let mut options = Vec::new();
+        leaves("", &Value::Table(table), &mut |path, value| options.push((path, value.clone(), origin.clone())));
+        Ok(Self(options))
+    }
+
+    /// Options of environment variables: `FORESHARD_SERVE_LISTEN` sets `serve.listen`. Values are read as TOML, else as
+    /// text.
+    pub fn environment(vars: impl Iterator<Item = (String, String)>, defaults: &Table) -> Result<Self, Problems> {
+        let mut known = BTreeMap::new();
+        leaves("", &Value::Table(defaults.clone()), &mut |path, value| {
+            known.insert(format!("{PREFIX}{}", path.replace('.', "_").to_uppercase()), (path, value.clone()));
+        });
+        let (mut options, mut problems) = (Vec::new(), Vec::new());
+        for (name, text) in vars.filter(|(n, _)| n.starts_with(PREFIX) && !NOT_OPTIONS.contains(&n.as_str())) {
+            match known.get(&name) {
+                Some((path, default)) => options.push((path.clone(), read_value(&text, default), name)),
+                None => problems.push(Problem {
+                    option: String::new(),
+                    what: format!("sets no known option{}", nearest(&name, known.keys())),
+                    origin: format!("environment variable {name}"),
+                }),
+            }
+        }
+        if problems.is_empty() { Ok(Self(options)) } else { Err(Problems(problems)) }
+    }
+}
+
+fn read_value(text: &str, default: &Value) -> Value {
+    if default.is_str() {
+        return Value::String(text.to_owned());
+    }
+    let parsed = format!("x = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("x"));
+    parsed.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// Calls `found` with each value that is no table, by its dotted path.
+fn leaves(prefix: &str, value: &Value, found: &mut dyn FnMut(String, &Value)) {
+    match value {
+        Value::Table(table) if !table.is_empty() || prefix.is_empty() => {
+            for (key, value) in table {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                leaves(&path, value, found);
+            }
+        }
+        _ => found(prefix.to_owned(), value),
+    }
+}
+
+fn exists(root: &Table, path: &str) -> bool {
+    let mut parts = path.split('.');
+    let first = parts.next().and_then(|key| root.get(key));
+    parts.try_fold(first, |value, key| value?.as_table().map(|t| t.get(key))).flatten().is_some()
+}
+
+fn set(root: &mut Table, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => {
+            root.insert(path.to_owned(), value);
+        }
+        Some((key, rest)) => {
+            let inner = root.entry(key).or_insert_with(|| Value::Table(Table::new()));
+            if !inner.is_table() {
+                *inner = Value::Table(Table::new());
+            }
+            if let Value::Table(inner) = inner {
+                set(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// Lays `layers` over `defaults`, lowest first, and reads the result.
+///
+/// # Errors
+/// [`Problems`]: every unknown option and every value that does not fit its option.
+pub fn resolve<T: DeserializeOwned>(defaults: &Table, layers: Vec<Layer>) -> Result<T, Problems> {
+    let mut problems = Vec::new();
+    let mut merged = defaults.clone();
+    for (path, value, origin) in layers.into_iter().flat_map(|layer| layer.0) {
+        if !exists(defaults, &path) {
+            let mut known = Vec::new();
+            leaves("", &Value::Table(defaults.clone()), &mut |p, _| known.push(p));
+            let what = format!("is no known option{}", nearest(&path, known.iter()));
+            problems.push(Problem { option: path, origin, what });
+            continue;
+        }
+        let mut alone = defaults.clone();
+        set(&mut alone, &path, value.clone());
+        if let Err(error) = alone.try_into::<T>() {
+            let what = error.message().trim().replace('\n', "; ");
+            problems.push(Problem { option: path, origin, what });
+            continue;
+        }
+        set(&mut merged, &path, value);
+    }
+    if !problems.is_empty() {
+        return Err(Problems(problems));
+    }
+    merged.try_into::<T>().map_err(|error| {
+        let what = error.message().trim().to_owned();
+        Problems(vec![Problem { option: String::new(), origin: "all layers together".into(), what }])
+    })
+}
+
+/// `; did you mean X?` for a name that is close to a known one.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> String {
+    let best = known.map(|k| (distance(name, k), k)).min();
+    best.filter(|(d, _)| *d <= 3).map_or(String::new(), |(_, k)| format!("; did you mean {k}?"))
+}
+
+/// Levenshtein distance, for suggestions only.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let cost = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+/// The settings file to read: the one that was named, else `foreshard.toml` here if there is one.
+pub fn settings_file(named: Option<PathBuf>) -> Option<PathBuf> {
+    named.or_else(|| Some(PathBuf::from("foreshard.toml")).filter(|p| p.exists()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        port: u16,
+        name: String,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        serve: Inner,
+        seed: u64,
+    }
+
+    fn defaults() -> Table {
+        Table::try_from(Outer { serve: Inner { port: 1, name: "a".into() }, seed: 7 }).unwrap()
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let env = [("FORESHARD_SERVE_PORT".to_owned(), "3".to_owned()), ("FORESHARD_SERVE_NAME".into(), "5".into())];
+        let env = Layer::environment(env.into_iter(), &defaults()).unwrap();
+        let file = Layer(vec![
+            ("seed".into(), Value::Integer(9), "file".into()),
+            ("serve.port".into(), Value::Integer(2), "file".into()),
+        ]);
+        let got: Outer = resolve(&defaults(), vec![file, env]).unwrap();
+        assert_eq!(got, Outer { serve: Inner { port: 3, name: "5".into() }, seed: 9 });
+    }
+
+    #[test]
+    fn all_errors_at_once_with_origin_and_suggestion() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("foreshard.toml");
+        std::fs::write(&path, "sead = 1\n[serve]\nport = 70000\nname = 3\n").unwrap();
+        let error = resolve::<Outer>(&defaults(), vec![Layer::file(&path).unwrap()]).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.0.len(), 3, "{text}");
+        assert!(text.contains("sead: is no known option; did you mean seed?"), "{text}");
+        assert!(text.contains("serve.port: ") && text.contains("serve.name: "), "{text}");
+        assert!(text.contains("foreshard.toml"), "{text}");
+    }
+
+    #[test]
+    fn unknown_variables_are_errors() {
+        let env = [("FORESHARD_SERVE_PRT".to_owned(), "3".to_owned()), ("FORESHARD_CONFIG".into(), "x".into())];
+        let error = Layer::environment(env.into_iter(), &defaults()).unwrap_err();
+        assert!(error.to_string().contains("did you mean FORESHARD_SERVE_PORT?"), "{error}");
+    }
+}

@@ -1,0 +1,121 @@
+//! The binary as an operator uses it: real processes, real files, real gRPC on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use support::{foreshard, json, run};
+
+/// A serving process that is stopped when the test ends, however it ends.
+struct Server(Child, String);
+
+impl Server {
+    fn start(folder: &Path) -> Self {
+        let mut child =
+            foreshard(folder).args(["serve", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines.next().unwrap().unwrap();
+        let address = line.split_whitespace().find(|w| w.starts_with("http://")).expect(&line).to_owned();
+        Self(child, address)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn topology(folder: &Path, cpu: f64) {
+    let nodes: String =
+        (0..3).map(|n| format!("[[nodes]]\nid = \"n{n}\"\nzone = \"z{n}\"\n[nodes.capacity]\ncpu = {cpu}\n")).collect();
+    std::fs::write(folder.join("topology.toml"), nodes).unwrap();
+}
+
+#[test]
+fn the_whole_way_over_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    run(here, &["data", "generate", "--to", "raw.parquet", "--shards", "6", "--days", "21", "--seed", "5"], 0);
+    // The serving process owns a dated folder; importing fills it the same way.
+    run(here, &["data", "import", "--from", "raw.parquet", "--to", "history"], 0);
+    let seen = json(here, &["data", "inspect", "history"], 0);
+    assert_eq!(seen["shards"], 6, "{seen}");
+
+    let trained = json(here, &["train", "--steps", "80"], 0);
+    assert_eq!(trained["number"], 1, "{trained}");
+    let listed = json(here, &["models", "list"], 0);
+    assert_eq!(listed["versions"].as_array().map(Vec::len), Some(1), "{listed}");
+
+    let server = Server::start(here);
+    let asked = json(here, &["forecast", "--server", &server.1, "--metric", "cpu_util", "--level", "0.25"], 0);
+    let first = &asked.as_array().unwrap()[0];
+    assert_eq!(asked.as_array().map(Vec::len), Some(6), "{asked}");
+    assert_eq!(first["forecast"]["values"].as_array().map(Vec::len), Some(48), "{first}");
+    let refused = run(here, &["forecast", "--server", &server.1, "--level", "0.999"], 2);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("0.999"));
+
+    topology(here, 60.0);
+    let advised = json(here, &["control", "--once", "--server", &server.1], 0);
+    assert!(advised["plan"]["moves"].is_array(), "{advised}");
+    drop(server);
+
+    let plan = json(here, &["plan", "--save", "saved"], 0);
+    assert!(plan["moves"].is_array(), "{plan}");
+    run(here, &["check", "--input", "saved/input.json", "--plan", "saved/plan.json"], 0);
+    let text = std::fs::read_to_string(here.join("saved/plan.json")).unwrap();
+    let mut spoiled: serde_json::Value = serde_json::from_str(&text).unwrap();
+    spoiled["input_fingerprint"] = "something else".into();
+    std::fs::write(here.join("saved/spoiled.json"), spoiled.to_string()).unwrap();
+    run(here, &["check", "--input", "saved/input.json", "--plan", "saved/spoiled.json"], 1);
+    run(here, &["plan", "--why", "no-such-shard"], 2);
+
+    let args = ["simulate", "--history", "raw.parquet", "--nodes", "3", "--policy", "none,reactive,seasonal"];
+    let simulated = json(here, &args, 0);
+    assert_eq!(simulated["policies"].as_array().map(Vec::len), Some(3), "{simulated}");
+}
+
+#[test]
+fn bad_input_gets_a_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let stderr = |args: &[&str]| String::from_utf8(run(here, args, 2).stderr).unwrap();
+
+    let missing = stderr(&["data", "inspect", "nowhere.parquet"]);
+    assert!(missing.contains("nowhere.parquet"), "{missing}");
+    std::fs::write(here.join("broken.parquet"), b"PAR1 and then nothing").unwrap();
+    let broken = stderr(&["data", "inspect", "broken.parquet"]);
+    assert!(broken.contains("broken.parquet"), "{broken}");
+
+    std::fs::write(here.join("foreshard.toml"), "[serve]\nlisten = 5\nqueue_row = 1\n[nowhere]\nx = 1\n").unwrap();
+    let settings = stderr(&["models", "list"]);
+    for part in ["serve.listen", "serve.queue_row", "did you mean serve.queue_rows?", "nowhere.x"] {
+        assert!(settings.contains(part), "{part} in {settings}");
+    }
+    std::fs::remove_file(here.join("foreshard.toml")).unwrap();
+
+    let untrained = stderr(&["forecast"]);
+    assert!(untrained.contains("history"), "{untrained}");
+    let unknown = stderr(&["models", "promote", "7"]);
+    assert!(unknown.contains('7'), "{unknown}");
+}
+
+#[test]
+fn a_damaged_version_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    run(here, &["data", "generate", "--to", "history.parquet", "--shards", "3", "--days", "21"], 0);
+    run(here, &["train", "--history", "history.parquet", "--steps", "20"], 0);
+    run(here, &["models", "promote", "1"], 0);
+    let weights = here.join("registry/load/1/weights.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let error = run(here, &["forecast", "--history", "history.parquet"], 2).stderr;
+    let error = String::from_utf8(error).unwrap();
+    assert!(error.contains("weights.safetensors") && error.contains("checksum"), "{error}");
+}

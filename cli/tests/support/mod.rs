@@ -1,0 +1,46 @@
+//! Running the binary as an operator would.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The binary in `folder`, without the caller's settings.
+pub fn foreshard(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_foreshard"));
+    command.current_dir(folder);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FORESHARD_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs to the end and shows everything if the exit code is not the wanted one.
+pub fn run(folder: &Path, args: &[&str], code: i32) -> Output {
+    let output = foreshard(folder).args(args).output().unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "foreshard {}\nstdout: {}\nstderr: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Runs with JSON output and parses it.
+pub fn json(folder: &Path, args: &[&str], code: i32) -> Value {
+    let output = run(folder, &[args, &["--output", "json"]].concat(), code);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A file beside the checkout that is not part of it (real traces, the independent scorer), or a loud skip.
+#[allow(dead_code)]
+pub fn beside(path: &str) -> Option<PathBuf> {
+    let full = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")).join(path);
+    if full.exists() {
+        return Some(full.canonicalize().unwrap());
+    }
+    println!("SKIPPED: {} is not there", full.display());
+    None
+}
