@@ -64,10 +64,11 @@ fn y_range(rows: &[Vec<f64>], levels: &[f64], past: &[(f64, Option<f64>)], futur
     if positive { range.not_below(0.0) } else { range }
 }
 
-/// Ticks at quarters of the horizon and of the past.
+/// Ticks at quarters of the horizon, and at every half of it into the past.
 fn time_ticks(past: usize, horizon: usize, minutes: f64) -> Vec<(f64, String)> {
-    let ahead = (0..=4).map(|i| horizon as f64 * f64::from(i) / 4.0);
-    let back = (1..=2).map(|i| -(past.saturating_sub(1) as f64) * f64::from(i) / 2.0);
-    let sign = |steps: f64| if steps > 0.0 { "+" } else { "" };
-    ahead.chain(back.filter(|b| *b < 0.0)).map(|s| (s, format!("{}{}", sign(s), duration(s * minutes)))).collect()
+    let unit = horizon as f64 / 4.0;
+    let ahead = (1..=4).map(|i| f64::from(i) * unit);
+    let back = (1..=8).map(|i| f64::from(i) * -2.0 * unit).filter(|s| *s > -(past as f64));
+    let label = |steps: f64| format!("{}{}", if steps > 0.0 { "+" } else { "" }, duration(steps * minutes));
+    ahead.chain(back).map(|s| (s, label(s))).chain([(0.0, "0".to_owned())]).collect()
 }

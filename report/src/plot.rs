@@ -12,7 +12,7 @@ pub(crate) struct Frame {
 }
 
 const LEFT: f64 = 52.0;
-const RIGHT: f64 = 10.0;
+const RIGHT: f64 = 20.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 36.0;
 
@@ -85,8 +85,9 @@ impl Plot {
         LEFT + self.x.share(x) * (self.frame.width - LEFT - RIGHT)
     }
 
+    /// What lies outside the range is drawn on its edge.
     pub(crate) fn py(&self, y: f64) -> f64 {
-        self.frame.height - BOTTOM - self.y.share(y) * (self.frame.height - TOP - BOTTOM)
+        self.frame.height - BOTTOM - self.y.share(y).clamp(0.0, 1.0) * (self.frame.height - TOP - BOTTOM)
     }
 
     /// Adds raw SVG.

@@ -47,7 +47,7 @@ pub(crate) fn duration(minutes: f64) -> String {
         text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
     };
     match minutes.abs() {
-        m if m < 90.0 => format!("{} min", number(minutes)),
+        m if m < 60.0 => format!("{} min", number(minutes)),
         m if m < 48.0 * 60.0 => format!("{} h", number(minutes / 60.0)),
         _ => format!("{} d", number(minutes / 1440.0)),
     }
@@ -73,7 +73,8 @@ mod tests {
 
     #[test]
     fn durations_and_missing_figures() {
-        assert_eq!(duration(60.0), "60 min");
+        assert_eq!(duration(15.0), "15 min");
+        assert_eq!(duration(60.0), "1 h");
         assert_eq!(duration(240.0), "4 h");
         assert_eq!(duration(10_080.0), "7 d");
         assert_eq!(figure(Some(f64::NAN)), "–");

@@ -6,7 +6,7 @@
 //! freshness is little, since the context of a forecast always reaches up to the present.
 
 use foreshard_datasets::{EvalSeries, Event, History, LeftOut, Protocol, Refit, ScaleBasis, Target, evaluation_series};
-use foreshard_domain::{ContenderRole, EvaluationSection, Metric, Timestamp};
+use foreshard_domain::{ContenderRole, EvaluationSection, Metric, Step, Timestamp};
 use foreshard_model::{ForecastSpec, MIN_HISTORY_DAYS, SeasonalNaive};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -146,7 +146,7 @@ fn protocol(product: &str, spec: &ForecastSpec, metric: Metric, windows: usize) 
         horizon: spec.horizon,
         windows,
         stride: spec.horizon,
-        season: foreshard_domain::Step::from_ms(season).unwrap_or(spec.step),
+        season: Step::from_ms(season).unwrap_or(spec.step),
         levels: spec.levels.clone(),
         refit: Refit::Never,
         event: Event::TrainQuantile(EVENT_LEVEL),
@@ -159,7 +159,9 @@ fn protocol(product: &str, spec: &ForecastSpec, metric: Metric, windows: usize) 
 /// How many windows the history can spare, or why it has none to spare.
 fn window_count(history: &History, spec: &ForecastSpec) -> Result<usize, String> {
     let (horizon, season) = (spec.horizon.max(1), spec.season_steps.max(1));
-    let span = history.span().map_or(0, |(from, to)| to.since_ms(from));
+    // The last row covers the time up to the next one.
+    let last = history.native_step().map_or(0, Step::as_ms);
+    let span = history.span().map_or(0, |(from, to)| to.since_ms(from).saturating_add(last));
     let steps = usize::try_from(spec.step.count_in(span)).unwrap_or(0);
     // Context of the first origin, then targets to learn from and as many again to choose among.
     let before = (MIN_HISTORY_DAYS * season + 2 * horizon) * VALIDATION / (VALIDATION - 1);
