@@ -82,6 +82,18 @@ pub(crate) fn pieces(dir: &Path) -> Result<Vec<Piece>, HistoryError> {
     Ok(pieces)
 }
 
+/// The pieces of one day.
+pub(crate) fn pieces_of(dir: &Path, day: i64) -> Result<Vec<Piece>, HistoryError> {
+    let mut pieces = pieces_of_day(&dir.join(day_folder(Timestamp::from_ms(day))), day)?;
+    pieces.sort_by(|a, b| a.order().cmp(&b.order()));
+    Ok(pieces)
+}
+
+/// Whether compaction wrote a piece between two listings, so that the earlier one may lack rows.
+pub(crate) fn compacted_since(earlier: &[Piece], later: &[Piece]) -> bool {
+    later.iter().any(|piece| !piece.not_compacted && !earlier.contains(piece))
+}
+
 /// First moment of the newest day of which a dated folder holds a piece; `None` if it holds none.
 ///
 /// # Errors
@@ -273,6 +285,32 @@ mod tests {
         assert_eq!(all(dir.path()), before);
         folder.append(&[row("a", 0, 9.0)]).unwrap();
         assert_eq!(all(dir.path())[0].cpu_util, Some(9.0));
+    }
+
+    #[test]
+    fn readers_miss_nothing_while_days_are_compacted() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = HistoryFolder::open(dir.path(), "serving").unwrap();
+        let rows: Vec<_> = (0..40).map(|i| row("a", i * 60, i as f64)).collect();
+        folder.append(&rows).unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for part in rows.chunks(2) {
+                    folder.append(part).unwrap();
+                    folder.compact(Timestamp::from_ms(i64::MAX)).unwrap();
+                }
+            });
+            while !writer.is_finished() {
+                assert_eq!(all(dir.path()), rows);
+                let mut streamed = Vec::new();
+                let mut take = |part: &[Observation]| {
+                    streamed.extend_from_slice(part);
+                    Ok(())
+                };
+                crate::stream_history(dir.path(), &ReadFilter::default(), &mut take).unwrap();
+                assert_eq!(streamed, rows);
+            }
+        });
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Reading a history: one file, a dated folder of pieces, or a wide file.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use foreshard_domain::Observation;
 use parquet::arrow::ProjectionMask;
 
 use crate::decode::{Decoder, Layout};
+use crate::folder::Piece;
 use crate::history::{HistoryBuilder, ReadFilter, ReadReport};
 use crate::rows::Run;
 use crate::source::{self, Batches, OpenFailure};
@@ -23,17 +25,41 @@ const BATCH_ROWS: usize = 32_768;
 /// # Errors
 /// [`HistoryError`]: unreadable or damaged files, missing columns, wrong types, rows without shard or time.
 pub fn read_history(path: &Path, filter: &ReadFilter) -> Result<History, HistoryError> {
-    let mut builder = HistoryBuilder::default();
-    if path.is_dir() {
-        for piece in folder::pieces(path)?.iter().filter(|piece| piece.may_hold(filter)) {
-            read_into(&piece.path, filter, &mut builder)?;
-        }
+    let history = if path.is_dir() {
+        read_steadily(|| folder::pieces(path), filter)?
     } else {
+        let mut builder = HistoryBuilder::default();
         read_into(path, filter, &mut builder)?;
-    }
-    let history = builder.finish();
+        builder.finish()
+    };
     warn_of(path, history.report());
     Ok(history)
+}
+
+/// How often a listing is read again because compaction replaced its pieces meanwhile.
+const ATTEMPTS: usize = 64;
+
+/// Reads the pieces of a listing; again, if compaction replaced some of them before all were read.
+fn read_steadily(
+    list: impl Fn() -> Result<Vec<Piece>, HistoryError>,
+    filter: &ReadFilter,
+) -> Result<History, HistoryError> {
+    let mut attempt = 1;
+    loop {
+        let pieces = list()?;
+        let mut builder = HistoryBuilder::default();
+        let mut wanted = pieces.iter().filter(|piece| piece.may_hold(filter));
+        let read = wanted.try_for_each(|piece| read_into(&piece.path, filter, &mut builder));
+        let replaced = match &read {
+            Ok(()) => folder::compacted_since(&pieces, &list()?),
+            Err(HistoryError::Io { source, .. }) => source.kind() == ErrorKind::NotFound,
+            Err(_) => false,
+        };
+        if !replaced || attempt == ATTEMPTS {
+            return read.map(|()| builder.finish());
+        }
+        attempt += 1;
+    }
 }
 
 fn warn_of(path: &Path, report: &ReadReport) {
@@ -81,11 +107,8 @@ pub fn stream_history(
     let mut pieces = folder::pieces(path)?;
     pieces.retain(|piece| piece.may_hold(filter));
     for day in pieces.chunk_by(|a, b| a.day == b.day) {
-        let mut builder = HistoryBuilder::default();
-        for piece in day {
-            read_into(&piece.path, filter, &mut builder)?;
-        }
-        let history = builder.finish();
+        let Some(first) = day.first() else { continue };
+        let history = read_steadily(|| folder::pieces_of(path, first.day), filter)?;
         let rows: Vec<Observation> = history.observations().collect();
         for part in rows.chunks(BATCH_ROWS) {
             on_rows(part)?;
