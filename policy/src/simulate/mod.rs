@@ -22,7 +22,7 @@ pub use error::SimError;
 pub use loads::{Seen, SimLoads};
 pub use report::{SimMove, SimReport};
 pub use sources::{LastObserved, ScenarioSource, SourceError, TrueFuture, Yesterday};
-pub use tune::{Tried, TuneGrid, Tuned, tune_predictive, tune_reactive};
+pub use tune::{SourceOf, Tried, TuneGrid, Tuned, tune_predictive, tune_reactive};
 
 use engine::State;
 

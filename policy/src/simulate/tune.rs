@@ -71,6 +71,9 @@ pub fn tune_reactive(cells: &[Cell], base: &PolicySettings, grid: &TuneGrid) -> 
     }
 }
 
+/// Makes the source of scenarios of a cell.
+pub type SourceOf<'a> = dyn FnMut(&Cell) -> Result<Box<dyn ScenarioSource>, SourceError> + 'a;
+
 /// Chooses the settings of a policy with scenarios: the fewest overload minutes with no more moves than `reactive` made
 /// there; if none moves so little, the fewest moves. `source` makes the scenarios of a cell, by models that were trained
 /// before its tuning steps.
@@ -81,7 +84,7 @@ pub fn tune_predictive(
     cells: &[Cell],
     reactive: &Tuned,
     grid: &TuneGrid,
-    source: &mut dyn FnMut(&Cell) -> Result<Box<dyn ScenarioSource>, SourceError>,
+    source: &mut SourceOf<'_>,
 ) -> Result<Tuned, SimError> {
     let base = &reactive.settings;
     let mut on = |cell: &Cell, settings: &PolicySettings| {
