@@ -1,6 +1,6 @@
 //! Three nodes in this process, each on a store of its own on disk, and what a unit of work on them is in load.
 
-use foreshard_domain::{BackendKind, Clock, CostModel, Epoch, NodeId, Owner, PerResource, ShardId};
+use foreshard_domain::{Clock, CostModel, Epoch, NodeId, Owner, PerResource, ShardId};
 use foreshard_migrator::embedded::{
     Cost, EmbeddedBackend, EmbeddedEngine, EngineSettings, FjallStore, KvStore, LoadScale, MoveSettings,
 };
@@ -17,8 +17,6 @@ use super::DemoError;
 use super::clock::DayClock;
 use super::scenario::Scenario;
 
-/// Engine of the moves.
-pub const BACKEND: BackendKind = BackendKind::Embedded;
 /// Bytes that are really stored of all shards together, at the beginning.
 const STORED_BYTES: f64 = 24.0 * 1_048_576.0;
 /// Size of the rows that fill the shards.

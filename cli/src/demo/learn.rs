@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::cluster::prior;
 use super::day::Lived;
-use super::report::BeforeAfter;
+use super::report::{BeforeAfter, Verdict};
 use super::{DemoError, DemoProgress, blocking};
 
 /// Name of the model in the registry.
@@ -21,19 +21,23 @@ pub const MODEL: &str = "load";
 /// Optimiser steps of the first version.
 const FIRST_STEPS: usize = 300;
 /// Optimiser steps of the retrained one, which starts from the first one's weights.
-const AGAIN_STEPS: usize = 60;
+const AGAIN_STEPS: usize = 100;
+/// Peak of the learning rate of the first version.
+const FIRST_RATE: f64 = 3e-3;
+/// The same of the retrained one: low, so that what was learned before is not unlearned.
+const AGAIN_RATE: f64 = 1e-3;
 
 /// What was learned from the day.
 #[derive(Debug)]
 pub struct Learned {
     /// The version that serves from now on.
     pub champion: String,
-    /// What the gate said, in words.
-    pub verdict: String,
+    /// What the gate said of the retrained one.
+    pub retraining: Verdict,
     /// The cost model before and after.
     pub cost_model: BeforeAfter,
-    /// What its gate said, in words.
-    pub cost_verdict: String,
+    /// What its gate said.
+    pub cost_refit: Verdict,
 }
 
 /// Trains the first version on the history; returns its name.
@@ -47,7 +51,7 @@ pub async fn first(
     out: &mut dyn DemoProgress,
 ) -> Result<String, DemoError> {
     out.say("training the forecaster: next hours, CPU, memory and I/O");
-    let report = train(history.to_owned(), registry.to_owned(), params(seed, FIRST_STEPS, None), out).await?;
+    let report = train(history.to_owned(), registry.to_owned(), params(seed, (FIRST_STEPS, FIRST_RATE), None), out).await?;
     if !report.promoted {
         return Err(DemoError::NotPromoted { reasons: report.reasons.join("; ") });
     }
@@ -65,38 +69,39 @@ pub async fn again(root: &Path, lived: &Lived, seed: u64, out: &mut dyn DemoProg
     let (history, registry_path) = (root.join("history"), root.join("registry"));
     let registry = Registry::open(&registry_path).map_err(DemoError::Registry)?;
     let champion = registry.champion(MODEL).map_err(DemoError::Registry)?.map(Arc::new);
-    let report = train(history, registry_path, params(seed, AGAIN_STEPS, champion), out).await?;
+    let report = train(history, registry_path, params(seed, (AGAIN_STEPS, AGAIN_RATE), champion), out).await?;
     let champion = registry.champion(MODEL).map_err(DemoError::Registry)?;
-    let reasons = report.reasons.join("; ");
-    let (cost_model, cost_verdict) = refit_cost(&registry, &root.join("outcomes"), lived)?;
-    let word = if report.promoted { "promoted" } else { "not promoted" };
+    let (cost_model, cost_refit) = refit_cost(&registry, &root.join("outcomes"), lived)?;
     Ok(Learned {
         champion: champion.map_or_else(|| "none".to_owned(), |version| version.id().to_string()),
-        verdict: format!("{} {word}: {reasons}", report.version),
+        retraining: Verdict { accepted: report.promoted, reasons: report.reasons },
         cost_model,
-        cost_verdict,
+        cost_refit,
     })
 }
 
 /// Refits the cost of moves on the logged outcomes; it is kept under the next number if it predicts them better than the
 /// one in use. Without a finished move it stays.
-fn refit_cost(registry: &Registry, outcomes: &Path, lived: &Lived) -> Result<(BeforeAfter, String), DemoError> {
+fn refit_cost(registry: &Registry, outcomes: &Path, lived: &Lived) -> Result<(BeforeAfter, Verdict), DemoError> {
     let before = prior();
     let stays = before.number.to_string();
     if !lived.outcomes.iter().any(|outcome| outcome.result == OutcomeResult::Done) {
-        return Ok((BeforeAfter { before: stays.clone(), after: stays }, "no move to learn from".to_owned()));
+        let nothing = Verdict { accepted: false, reasons: vec!["no move to learn from".to_owned()] };
+        return Ok((BeforeAfter { before: stays.clone(), after: stays }, nothing));
     }
     let outcomes = read_outcomes(outcomes).map_err(DemoError::Log)?;
     let (model, verdict) = registry.cost_models().learn(&outcomes, &before).map_err(DemoError::CostRegistry)?;
-    Ok((BeforeAfter { before: stays, after: model.number.to_string() }, verdict.reason))
+    let judged = Verdict { accepted: verdict.accepted, reasons: vec![verdict.reason] };
+    Ok((BeforeAfter { before: stays, after: model.number.to_string() }, judged))
 }
 
-fn params(seed: u64, steps: usize, warm_start: Option<Arc<Version>>) -> TrainParams {
+fn params(seed: u64, (steps, learning_rate): (usize, f64), warm_start: Option<Arc<Version>>) -> TrainParams {
     TrainParams {
         products: vec![Product::NextHours.into()],
         metrics: Some(vec![Metric::CpuUtil, Metric::MemUtil, Metric::IoOps]),
         seed,
         steps,
+        learning_rate,
         warm_start,
         ..TrainParams::default()
     }

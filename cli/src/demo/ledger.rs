@@ -92,16 +92,15 @@ impl std::ops::AddAssign for WriteCheck {
     }
 }
 
-impl WriteCheck {
-    /// Nothing lost, doubled or invented.
-    pub fn is_clean(&self) -> bool {
-        self.lost == 0 && self.doubled == 0 && self.foreign == 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl WriteCheck {
+        fn is_clean(&self) -> bool {
+            self.lost == 0 && self.doubled == 0 && self.foreign == 0
+        }
+    }
 
     fn list(ids: &[WriteId]) -> Vec<u8> {
         ids.iter().fold(Vec::new(), |value, id| append(&value, *id))

@@ -195,9 +195,9 @@ fn report(
         reads: Reads { answered: traffic.reads, stale: traffic.stale },
         forecast: accounts::forecast_score(&places.at("history"), &lived.issued)?,
         model_version: BeforeAfter { before, after: learned.champion },
-        retraining: learned.verdict,
+        retraining: learned.retraining,
         cost_model: learned.cost_model,
-        cost_refit: learned.cost_verdict,
+        cost_refit: learned.cost_refit,
         took_s: began.elapsed().as_secs_f64(),
     })
 }

@@ -24,6 +24,22 @@ pub struct BeforeAfter {
     pub after: String,
 }
 
+/// What a gate said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Whether what was learned is in use now.
+    pub accepted: bool,
+    /// Why, or why not.
+    pub reasons: Vec<String>,
+}
+
+impl Verdict {
+    /// In a word or two.
+    fn word(&self) -> &'static str {
+        if self.accepted { "passed its gate" } else { "refused by its gate, the old one stays" }
+    }
+}
+
 /// How the moves went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Moves {
@@ -105,12 +121,12 @@ pub struct DemoReport {
     pub forecast: Option<ForecastScore>,
     /// Versions of the forecaster.
     pub model_version: BeforeAfter,
-    /// What became of the retrained version, in words.
-    pub retraining: String,
+    /// What the gate said of the retrained version.
+    pub retraining: Verdict,
     /// Numbers of the cost model.
     pub cost_model: BeforeAfter,
-    /// What became of the refitted cost model, in words.
-    pub cost_refit: String,
+    /// What the gate said of the refitted cost model.
+    pub cost_refit: Verdict,
     /// How long everything took, real seconds.
     pub took_s: f64,
 }
@@ -262,8 +278,8 @@ fn learning(text: &mut String, report: &DemoReport) {
     }
     head(text, "learned", &["before", "after"]);
     let pair = |versions: &BeforeAfter| [versions.before.clone(), versions.after.clone()];
-    line(text, "forecaster", &pair(&report.model_version), &report.retraining);
-    line(text, "cost of moves", &pair(&report.cost_model), &report.cost_refit);
+    line(text, "forecaster", &pair(&report.model_version), report.retraining.word());
+    line(text, "cost of moves", &pair(&report.cost_model), report.cost_refit.word());
 }
 
 #[cfg(test)]
@@ -272,6 +288,7 @@ mod tests {
 
     fn report() -> DemoReport {
         let versions = |before: &str, after: &str| BeforeAfter { before: before.into(), after: after.into() };
+        let passed = || Verdict { accepted: true, reasons: vec!["better than seasonal naive".into()] };
         DemoReport {
             seed: 1,
             nodes: 3,
@@ -287,9 +304,9 @@ mod tests {
             reads: Reads { answered: 18_100, stale: 0 },
             forecast: Some(ForecastScore { wql: 0.0714, wql_naive: 0.1312, coverage_80: 0.792 }),
             model_version: versions("load/1", "load/2"),
-            retraining: "promoted".into(),
+            retraining: passed(),
             cost_model: versions("0", "1"),
-            cost_refit: "better on 5 moves".into(),
+            cost_refit: passed(),
             took_s: 151.4,
         }
     }

@@ -6,7 +6,7 @@
 
 use foreshard_datasets::{Workload, WorkloadSpec};
 use foreshard_domain::{
-    Node, NodeId, NodeState, Observation, PerResource, Placement, Resource, ShardId, Step, Timestamp, Topology, ZoneId,
+    Node, NodeId, NodeState, Observation, PerResource, Placement, ShardId, Step, Timestamp, Topology, ZoneId,
 };
 use foreshard_migrator::Ring;
 
@@ -129,4 +129,25 @@ fn hot_placement(last: &OfferedDemand, shards: &[ShardId], nodes: &[Node], seed:
         }
     }
     Ok(hottest.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stage_is_hot_yet_can_be_mended_and_owes_nothing_to_the_day() {
+        for seed in 1..=3 {
+            let made = Scenario::new(seed).unwrap();
+            made.topology.validate().unwrap();
+            let last = made.demand((made.day.plus_steps(-LAST_DAYS, Step::DAY), made.day), Step::FIVE_MINUTES);
+            let minutes = account(&last, &made.topology.nodes, &made.initial, &[], &[]).minutes / LAST_DAYS as f64;
+            assert!(HOT_MINUTES_A_DAY.contains(&minutes), "seed {seed}: {minutes} minutes a day");
+            assert_eq!(made.initial.len(), SHARDS);
+            let largest = last.by_shard.values().flatten().map(|load| load.cpu).fold(0.0, f64::max);
+            let capacity = made.topology.nodes[0].capacity.cpu.unwrap();
+            assert!(capacity >= LARGEST_SHARD_MULTIPLIER * largest, "no shard is hopeless by itself");
+            assert_eq!(Scenario::new(seed).unwrap().initial, made.initial, "same seed, same stage");
+        }
+    }
 }

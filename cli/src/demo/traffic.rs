@@ -27,11 +27,13 @@ const KEYS: usize = 2;
 /// Requests that may wait for a client before further ones are given up.
 const PATIENCE: usize = 32;
 /// Requests a modelled minute of a shard at the mean of its history.
-const MEAN_REQUESTS: f64 = 1.0;
+const MEAN_REQUESTS: f64 = 2.0;
+/// Requests a modelled minute of a shard at least, so that a minute's work arrives in its minute and in small pieces.
+const LEAST_REQUESTS: f64 = 2.0;
 /// Requests a modelled minute of a shard at most: beyond it each one brings more work instead.
-const MOST_REQUESTS: f64 = 6.0;
+const MOST_REQUESTS: f64 = 8.0;
 /// Share of writes.
-const WRITES: f64 = 0.3;
+const WRITES: f64 = 0.2;
 /// One acknowledgement in so many is treated as lost on the way.
 const REPEAT_EVERY: u64 = 16;
 
@@ -135,9 +137,8 @@ async fn dispatch(day: &Day, index: usize, desks: &[mpsc::Sender<Request>]) -> u
         let row = day.scenario.workload.at(index, Step::FIVE_MINUTES.floor(minute));
         let rate = row.txn_rate.unwrap_or(0.0) / mean_rate.max(1e-9);
         owed += (MEAN_REQUESTS * rate).clamp(0.0, MOST_REQUESTS);
-        // At least one a minute, so that the minute's work always arrives in its minute.
-        let requests = owed.floor().max(1.0);
-        owed = (owed - requests).max(-1.0);
+        let requests = owed.floor().max(LEAST_REQUESTS);
+        owed = (owed - requests).max(-LEAST_REQUESTS);
         let cost = share_of_minute(day, &row, requests);
         for i in 0..requests as i64 {
             let asked_at = minute.plus_ms((2 * i + 1) * Step::MINUTE.as_ms() / (2 * requests as i64));
