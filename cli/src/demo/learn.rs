@@ -51,7 +51,8 @@ pub async fn first(
     out: &mut dyn DemoProgress,
 ) -> Result<String, DemoError> {
     out.say("training the forecaster: next hours, CPU, memory and I/O");
-    let report = train(history.to_owned(), registry.to_owned(), params(seed, (FIRST_STEPS, FIRST_RATE), None), out).await?;
+    let report =
+        train(history.to_owned(), registry.to_owned(), params(seed, (FIRST_STEPS, FIRST_RATE), None), out).await?;
     if !report.promoted {
         return Err(DemoError::NotPromoted { reasons: report.reasons.join("; ") });
     }
