@@ -70,12 +70,13 @@ impl ControlLoop {
     /// Accepted plans of an earlier controller are not carried on: the first turn plans anew from what is true now.
     ///
     /// # Errors
-    /// [`ControlError::Settings`], [`ControlError::Lead`], [`ControlError::Recover`].
+    /// [`ControlError::Settings`], [`ControlError::Topology`], [`ControlError::Lead`], [`ControlError::Recover`].
     pub async fn start(parts: LoopParts, settings: LoopSettings) -> Result<(Self, Vec<MigrationId>), ControlError> {
         let problems = settings.problems();
         if !problems.is_empty() {
             return Err(ControlError::Settings { problems });
         }
+        parts.topology.validate().map_err(ControlError::Topology)?;
         let term = parts.store.take_leadership(&settings.holder).await.map_err(|source| {
             let holder = settings.holder.clone();
             ControlError::Lead { holder, source: Box::new(source) }

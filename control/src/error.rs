@@ -2,7 +2,7 @@
 
 use foreshard_api::ClientError;
 use foreshard_datasets::TableError;
-use foreshard_domain::{MigrationId, ScenarioError, ShardId};
+use foreshard_domain::{MigrationId, ScenarioError, ShardId, TopologyErrors};
 use foreshard_migrator::{BackendError, DriverError, StoreError};
 use foreshard_policy::PlanError;
 
@@ -17,6 +17,9 @@ pub enum ControlError {
         /// Everything that is wrong.
         problems: Vec<BadSetting>,
     },
+    /// Nodes or rules contradict each other.
+    #[error("the control loop cannot run on this topology")]
+    Topology(#[source] TopologyErrors),
     /// The lead could not be taken.
     #[error("could not take the lead as {holder}")]
     Lead {
@@ -136,7 +139,7 @@ impl ControlError {
     /// Whether the loop must end: somebody else leads, or its settings are wrong.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Settings { .. } | Self::Lead { .. } => true,
+            Self::Settings { .. } | Self::Topology(_) | Self::Lead { .. } => true,
             Self::ReadState(source) => matches!(source, StoreError::StaleTerm { .. }),
             Self::AcceptPlan { source, .. } => matches!(**source, StoreError::StaleTerm { .. }),
             Self::Recover(source)

@@ -125,3 +125,115 @@ impl ControlLoop {
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ControlError> {
     tokio::task::spawn_blocking(work).await.map_err(ControlError::Task)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ForecastSource, LoopParts, LoopSettings, Mode, Recent};
+    use async_trait::async_trait;
+    use foreshard_api::{ClientError, IngestSummary, ScenarioQuery, SeriesProvenance};
+    use foreshard_datasets::{DecisionLog, OutcomeLog};
+    use foreshard_domain::{
+        Clock, CostModel, ManualClock, Node, NodeId, NodeState, Observation, PerResource, Placement, RealTime, ShardId,
+        Topology, ZoneId,
+    };
+    use foreshard_migrator::embedded::{EmbeddedBackend, EmbeddedEngine, EngineSettings, MoveSettings};
+    use foreshard_migrator::{DriverConfig, MemoryStore, StateStore};
+    use foreshard_policy::PolicySettings;
+    use std::collections::BTreeMap;
+
+    /// Nobody answers.
+    struct Away;
+
+    #[async_trait]
+    impl ForecastSource for Away {
+        async fn ingest(&self, _: Vec<Observation>) -> Result<IngestSummary, ClientError> {
+            Err(ClientError::Call { method: "Ingest", source: Box::new(tonic::Status::unavailable("away")) })
+        }
+
+        async fn scenarios(&self, _: &ScenarioQuery) -> Result<(ScenarioSet, Vec<SeriesProvenance>), ClientError> {
+            Err(ClientError::Call { method: "Scenarios", source: Box::new(tonic::Status::unavailable("away")) })
+        }
+    }
+
+    fn topology() -> Topology {
+        let node = |name: &str| Node {
+            id: NodeId::new(name).unwrap(),
+            zone: ZoneId::new(name).unwrap(),
+            speed: 1.0,
+            capacity: PerResource { cpu: Some(100.0), memory: None, io: None },
+            state: NodeState::Active,
+        };
+        Topology { nodes: vec![node("n1"), node("n2")], ..Topology::default() }
+    }
+
+    /// Two shards of 70 on one node of 100; the other one is idle.
+    fn input() -> PlanningInput {
+        let shards = ["a", "b"].map(|name| ShardId::new(name).unwrap());
+        let mut recent = Recent::default();
+        let row = |shard: &ShardId| Observation {
+            cpu_util: Some(70.0),
+            data_bytes: Some(1e9),
+            ..Observation::empty(shard.clone(), Timestamp::from_ms(0))
+        };
+        recent.observe(&shards.each_ref().map(row));
+        let placement: Placement = shards.map(|shard| (shard, NodeId::new("n1").unwrap())).into_iter().collect();
+        let scenarios = recent.flat_scenarios(foreshard_domain::Step::FIVE_MINUTES, 48).unwrap().unwrap();
+        let known = Known {
+            now: Timestamp::from_ms(300_000),
+            seed: 1,
+            parent: None,
+            topology: &topology(),
+            placement: &placement,
+            in_flight: Vec::new(),
+            last_moved: &BTreeMap::new(),
+            recent: &recent,
+            scenarios,
+            communication: &[],
+            cost_model: &CostModel::prior(6e7),
+            settings: &PolicySettings::default(),
+        };
+        assemble(known).unwrap().input
+    }
+
+    async fn control(folder: &std::path::Path, store: Arc<dyn StateStore>) -> ControlLoop {
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(Timestamp::from_ms(300_000), RealTime::from_ms(0)));
+        let engine = EmbeddedEngine::new(Vec::new(), Arc::clone(&clock), EngineSettings::default()).unwrap();
+        let parts = LoopParts {
+            backend: Arc::new(EmbeddedBackend::new(Arc::new(engine), MoveSettings::default(), Arc::clone(&clock))),
+            store,
+            driver: DriverConfig::default(),
+            source: Arc::new(Away),
+            clock,
+            topology: topology(),
+            communication: Vec::new(),
+            cost_model: CostModel::prior(6e7),
+            outcomes: OutcomeLog::open(folder.join("outcomes")).unwrap(),
+            decisions: DecisionLog::open(folder.join("decisions")).unwrap(),
+        };
+        let settings = LoopSettings { mode: Mode::Auto, ..LoopSettings::default() };
+        ControlLoop::start(parts, settings).await.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn p4_a_plan_that_the_checker_refuses_never_comes_into_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn StateStore> = Arc::new(MemoryStore::default());
+        let mut control = control(folder.path(), Arc::clone(&store)).await;
+        let input = input();
+        let good = foreshard_policy::plan(&input).unwrap();
+        assert_eq!(good.plan.moves.len(), 1);
+        let mut bad = good.clone();
+        // As if the planner had forgotten that copies take time: the other shard goes too, and the target is over.
+        bad.plan.moves.push(foreshard_policy::Move {
+            shard: ShardId::new(if bad.plan.moves[0].shard.as_str() == "a" { "b" } else { "a" }).unwrap(),
+            ..bad.plan.moves[0].clone()
+        });
+        let fate = control.decide_fate(&input, &bad, None).await.unwrap();
+        assert!(matches!(&fate, PlanFate::Refused(why) if !why.is_empty()), "{fate:?}");
+        assert!(control.plan.is_none() && control.unlogged_decisions.is_empty());
+        assert_eq!(store.read().await.unwrap().plan_in_force, None);
+        assert_eq!(control.decide_fate(&input, &good, None).await.unwrap(), PlanFate::Accepted);
+        assert_eq!(store.read().await.unwrap().plan_in_force, Some(good.plan.id));
+    }
+}

@@ -85,7 +85,7 @@ pub struct BadSetting {
 }
 
 impl LoopSettings {
-    /// Everything that is wrong, apart from the policy's own settings.
+    /// Everything that is wrong, the policy's own settings included.
     pub fn problems(&self) -> Vec<BadSetting> {
         let mut found = Vec::new();
         let positive = |name, value: i64| BadSetting { name, value: value.to_string(), must: "positive" };
@@ -98,6 +98,12 @@ impl LoopSettings {
             let value = self.lateness_ms.to_string();
             found.push(BadSetting { name: "lateness_ms", value, must: "zero or more" });
         }
+        let policy = self.policy.validate().err().unwrap_or_default();
+        found.extend(policy.into_iter().map(|e| BadSetting {
+            name: e.name,
+            value: e.value.to_string(),
+            must: e.wanted,
+        }));
         if self.holder.is_empty() {
             found.push(BadSetting { name: "holder", value: "empty".to_owned(), must: "a name" });
         }
@@ -112,8 +118,10 @@ mod tests {
     #[test]
     fn all_problems_at_once() {
         assert_eq!(LoopSettings::default().problems(), []);
-        let bad = LoopSettings { observe_every_ms: 0, scenarios: 0, lateness_ms: -1, ..LoopSettings::default() };
+        let policy = PolicySettings { confidence: 1.5, ..PolicySettings::default() };
+        let bad =
+            LoopSettings { observe_every_ms: 0, scenarios: 0, lateness_ms: -1, policy, ..LoopSettings::default() };
         let names: Vec<&str> = bad.problems().iter().map(|p| p.name).collect();
-        assert_eq!(names, ["observe_every_ms", "scenarios", "lateness_ms"]);
+        assert_eq!(names, ["observe_every_ms", "scenarios", "lateness_ms", "confidence"]);
     }
 }

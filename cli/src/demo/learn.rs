@@ -27,6 +27,9 @@ const FIRST_RATE: f64 = 3e-3;
 /// The same of the retrained one: low, so that what was learned before is not unlearned.
 const AGAIN_RATE: f64 = 1e-3;
 
+/// Progress of training is told every so many steps.
+const TELL_EVERY: usize = 50;
+
 /// What was learned from the day.
 #[derive(Debug)]
 pub struct Learned {
@@ -127,9 +130,9 @@ async fn train(
         train_version(&history, &spec, &registry, MODEL, &options, &mut control).map_err(DemoError::Train)
     }));
     while let Some(at) = hears.recv().await {
-        let (done, most) = at.step;
-        if done.is_multiple_of(50) || done == most {
-            out.progress("training", done as u64, most as u64);
+        let ((network, networks), (done, most)) = (at.member, at.step);
+        if done.is_multiple_of(TELL_EVERY) || done == most {
+            out.progress("training", (network * most + done) as u64, (networks * most) as u64);
         }
     }
     training.await.map_err(DemoError::Task)?
