@@ -1,6 +1,6 @@
 //! Three nodes in this process, each on a store of its own on disk, and what a unit of work on them is in load.
 
-use foreshard_domain::{Clock, CostModel, Epoch, NodeId, Owner, PerResource, ShardId};
+use foreshard_domain::{Clock, CostModel, Epoch, NodeId, Owner, PerResource, ShardId, Step, Timestamp};
 use foreshard_migrator::embedded::{
     Cost, EmbeddedBackend, EmbeddedEngine, EngineSettings, FjallStore, KvStore, LoadScale, MoveSettings,
 };
@@ -29,7 +29,10 @@ pub const COPY_SHARE: PerResource<f64> = PerResource { cpu: 0.08, memory: 0.0, i
 const FILLING: usize = 8;
 /// Identifiers of the writes that fill the shards; no client uses them.
 const FILL_PREFIX: u128 = 0xF111 << 112;
+/// Bytes that the clients of a shard really write in a real second, about: 7 writes of a list of some 100 bytes.
+const WRITTEN_BYTES_PER_REAL_S: f64 = 700.0;
 const MIB: f64 = 1_048_576.0;
+const GIB: f64 = 1024.0 * MIB;
 
 /// The engine, its moves, and the scale between them and the model.
 pub struct Cluster {
@@ -76,7 +79,26 @@ impl Cluster {
         let cluster = Self { engine, backend, scale };
         cluster.place(scenario, store).await?;
         cluster.fill(scenario, &data).await?;
+        cluster.fit_scales(scenario).await?;
         Ok(cluster)
+    }
+
+    /// Lets every shard begin the day with the size, memory and rate of writing that its history ends with: what a stored or
+    /// written byte stands for differs from shard to shard.
+    async fn fit_scales(&self, scenario: &Scenario) -> Result<(), DemoError> {
+        for (index, shard) in scenario.shards.iter().enumerate() {
+            let row = scenario.workload.at(index, last_step(scenario));
+            let (_, stored) = self.engine.size(shard).await.map_err(DemoError::ReadBack)?;
+            let modelled = row.data_bytes.unwrap_or(MIB).max(MIB);
+            let scale = LoadScale {
+                data: modelled / (stored as f64).max(1.0),
+                memory_per_gib: row.mem_util.unwrap_or(0.0) / (modelled / GIB),
+                written: row.write_bytes_per_s.unwrap_or(0.0) / WRITTEN_BYTES_PER_REAL_S,
+                ..self.scale
+            };
+            self.engine.set_scale(shard, scale);
+        }
+        Ok(())
     }
 
     /// Creates the shards where hashing puts them and tells the state store.
@@ -119,9 +141,14 @@ async fn fill_shard(engine: &EmbeddedEngine, shard: &ShardId, index: u64, rows: 
     Ok(())
 }
 
+/// The last step of the history.
+fn last_step(scenario: &Scenario) -> Timestamp {
+    scenario.day.plus_steps(-1, Step::FIVE_MINUTES)
+}
+
 /// Modelled bytes of every shard as the day begins.
 fn data_bytes(scenario: &Scenario) -> Vec<f64> {
-    let last = scenario.day.plus_ms(-foreshard_domain::Step::FIVE_MINUTES.as_ms());
+    let last = last_step(scenario);
     (0..scenario.shards.len()).map(|i| scenario.workload.at(i, last).data_bytes.unwrap_or(MIB).max(MIB)).collect()
 }
 

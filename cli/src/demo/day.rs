@@ -3,9 +3,10 @@
 use foreshard_api::{ForecastClient, ForecastQuery};
 use foreshard_control::{ControlLoop, LoopParts, LoopSettings, Mode, TickReport};
 use foreshard_datasets::{DecisionLog, OutcomeLog};
-use foreshard_domain::{Clock, Metric, Outcome, Product, SeriesForecast, Step, Timestamp};
+use foreshard_domain::{Clock, Metric, NodeId, Outcome, Product, SeriesForecast, ShardId, Step, Timestamp};
 use foreshard_migrator::{Backend, DriverConfig, MigrationRecord, StateStore};
-use foreshard_policy::PolicySettings;
+use foreshard_policy::{Move, PolicySettings};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -65,6 +66,8 @@ struct Diary {
     outcomes: Vec<Outcome>,
     problems: Vec<String>,
     refused: Vec<String>,
+    /// Moves that were told and have not ended: plans repeat what is still to come.
+    told: BTreeMap<ShardId, NodeId>,
 }
 
 impl Stage {
@@ -194,14 +197,7 @@ impl Diary {
             }
             if round.fate == foreshard_control::PlanFate::Accepted {
                 for planned in &round.plan.moves {
-                    let (shard, from, to) = (&planned.shard, &planned.source, &planned.target);
-                    let why = &planned.reason.text;
-                    // Nobody listening any more is no reason to stop.
-                    let _ = said.send(format!(
-                        "  {}  {shard}: {from} -> {to} at {}: {why}",
-                        clock_of(tick.now),
-                        clock_of(planned.start)
-                    ));
+                    self.announce(tick.now, planned, said);
                 }
             }
         }
@@ -216,9 +212,22 @@ impl Diary {
                 outcome.actual_fence_ms
             );
             let _ = said.send(line);
+            self.told.remove(&outcome.shard);
         }
         self.outcomes.extend(tick.ended.iter().cloned());
         self.problems.extend(tick.problems.iter().map(ToString::to_string));
+    }
+}
+
+impl Diary {
+    /// Tells a planned move, once.
+    fn announce(&mut self, now: Timestamp, planned: &Move, said: &tokio::sync::mpsc::UnboundedSender<String>) {
+        let (shard, from, to, why) = (&planned.shard, &planned.source, &planned.target, &planned.reason.text);
+        if self.told.insert(shard.clone(), to.clone()).as_ref() != Some(to) {
+            let start = clock_of(planned.start);
+            // Nobody listening any more is no reason to stop.
+            let _ = said.send(format!("  {}  plan: {shard} from {from} to {to} at {start}; {why}", clock_of(now)));
+        }
     }
 }
 
