@@ -51,6 +51,17 @@ fn input() -> PlanningInput {
     input
 }
 
+/// The input as a file, for those who carry the golden plan out: `migrator/tests/golden_plan.rs`.
+#[test]
+fn the_golden_input_is_on_file() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/input.json");
+    let text = serde_json::to_string_pretty(&input()).unwrap() + "\n";
+    if std::env::var_os("FORESHARD_BLESS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(path).unwrap(), "the input of the golden plan has changed");
+}
+
 #[test]
 fn the_golden_plan_reads_as_before() {
     let input = input();
