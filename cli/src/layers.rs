@@ -57,6 +57,7 @@ impl Layer {
         let table: Table = text.parse().map_err(|e: toml::de::Error| problem(format!("is no TOML: {e}")))?;
         let mut options = Vec::new();
         leaves("", &Value::Table(table), &mut |path, value| options.push((path, value.clone(), origin.clone())));
+        // A section whose options are all commented out says nothing; if it is unknown, that is found like any option.
         Ok(Self(options))
     }
 
@@ -103,10 +104,18 @@ fn leaves(prefix: &str, value: &Value, found: &mut dyn FnMut(String, &Value)) {
     }
 }
 
-fn exists(root: &Table, path: &str) -> bool {
+fn at<'t>(root: &'t Table, path: &str) -> Option<&'t Value> {
     let mut parts = path.split('.');
     let first = parts.next().and_then(|key| root.get(key));
-    parts.try_fold(first, |value, key| value?.as_table().map(|t| t.get(key))).flatten().is_some()
+    parts.try_fold(first, |value, key| value?.as_table().map(|t| t.get(key))).flatten()
+}
+
+fn exists(root: &Table, path: &str) -> bool {
+    at(root, path).is_some()
+}
+
+fn is_section(root: &Table, path: &str) -> bool {
+    at(root, path).is_some_and(Value::is_table)
 }
 
 fn set(root: &mut Table, path: &str, value: Value) {
@@ -139,6 +148,9 @@ pub fn resolve<T: DeserializeOwned>(defaults: &Table, layers: Vec<Layer>) -> Res
             leaves("", &Value::Table(defaults.clone()), &mut |p, _| known.push(p));
             let what = format!("is no known option{}", nearest(&path, known.iter()));
             problems.push(Problem { option: path, origin, what });
+            continue;
+        }
+        if value.as_table().is_some_and(Table::is_empty) && is_section(defaults, &path) {
             continue;
         }
         let mut alone = defaults.clone();
@@ -232,6 +244,18 @@ mod tests {
         assert!(text.contains("sead: is no known option; did you mean seed?"), "{text}");
         assert!(text.contains("serve.port: ") && text.contains("serve.name: "), "{text}");
         assert!(text.contains("foreshard.toml"), "{text}");
+    }
+
+    #[test]
+    fn a_section_without_options_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("foreshard.toml");
+        std::fs::write(&path, "seed = 9\n[serve]\n# port = 5\n").unwrap();
+        let got: Outer = resolve(&defaults(), vec![Layer::file(&path).unwrap()]).unwrap();
+        assert_eq!((got.seed, got.serve.port), (9, 1));
+        std::fs::write(&path, "[sreve]\n").unwrap();
+        let error = resolve::<Outer>(&defaults(), vec![Layer::file(&path).unwrap()]).unwrap_err();
+        assert!(error.to_string().contains("sreve: is no known option"), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod support;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use support::{foreshard, json, run};
+use support::{foreshard, json, run, trained};
 
 /// A serving process that is stopped when the test ends, however it ends.
 struct Server(Child, String);
@@ -45,7 +45,7 @@ fn the_whole_way_over_processes() {
     let seen = json(here, &["data", "inspect", "history"], 0);
     assert_eq!(seen["shards"], 6, "{seen}");
 
-    let trained = json(here, &["train", "--steps", "80"], 0);
+    let trained = trained(here, &["--steps", "80"]);
     assert_eq!(trained["number"], 1, "{trained}");
     let listed = json(here, &["models", "list"], 0);
     assert_eq!(listed["versions"].as_array().map(Vec::len), Some(1), "{listed}");
@@ -97,6 +97,8 @@ fn bad_input_gets_a_clear_error() {
     }
     std::fs::remove_file(here.join("foreshard.toml")).unwrap();
 
+    let open = stderr(&["serve", "--listen", "0.0.0.0:0"]);
+    assert!(open.contains("loopback"), "{open}");
     let untrained = stderr(&["forecast"]);
     assert!(untrained.contains("history"), "{untrained}");
     let unknown = stderr(&["models", "promote", "7"]);
@@ -108,8 +110,7 @@ fn a_damaged_version_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     run(here, &["data", "generate", "--to", "history.parquet", "--shards", "3", "--days", "21"], 0);
-    run(here, &["train", "--history", "history.parquet", "--steps", "20"], 0);
-    run(here, &["models", "promote", "1"], 0);
+    trained(here, &["--history", "history.parquet", "--steps", "20"]);
     let weights = here.join("registry/load/1/weights.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let last = bytes.len() - 1;
@@ -118,4 +119,6 @@ fn a_damaged_version_is_refused() {
     let error = run(here, &["forecast", "--history", "history.parquet"], 2).stderr;
     let error = String::from_utf8(error).unwrap();
     assert!(error.contains("weights.safetensors") && error.contains("checksum"), "{error}");
+    let listed = json(here, &["models", "list"], 0);
+    assert!(listed["versions"][0]["damaged"].is_string(), "{listed}");
 }

@@ -9,7 +9,7 @@ mod support;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{beside, json, run};
+use support::{beside, json, run, trained};
 
 fn number(value: &Value, path: &str) -> f64 {
     value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} is no number in {value}"))
@@ -113,7 +113,7 @@ fn train_plan_simulate(file: &str, capacity: &[(&str, f64)]) {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let history = history.display().to_string();
-    let trained = json(here, &["train", "--history", &history, "--steps", "60"], 0);
+    let trained = trained(here, &["--history", &history, "--steps", "60"]);
     assert_eq!(trained["number"], 1, "{trained}");
     let forecasts = json(here, &["forecast", "--history", &history], 0);
     assert!(forecasts.as_array().is_some_and(|f| !f.is_empty()), "{forecasts}");

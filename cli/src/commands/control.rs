@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::args::ControlArgs;
 use crate::commands::advice::{Advice, Source, advise};
+use crate::commands::serve::interrupted;
 use crate::commands::{path, runtime};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
@@ -29,19 +30,21 @@ pub fn run(args: &ControlArgs, settings: &Settings, format: Format) -> Result<Ve
     let topology = path(&args.topology, &settings.data.topology);
     let log = DecisionLog::open(&settings.data.decisions)?;
     runtime()?.block_on(async {
-        loop {
-            let round = one_round(server, topology, settings, &log, format).await;
-            if args.once {
-                return round;
+        if args.once {
+            return one_round(server, topology, settings, &log, format).await;
+        }
+        let rounds = async {
+            loop {
+                if let Err(error) = one_round(server, topology, settings, &log, format).await {
+                    // The next round may find serving again; an operator sees why this one did not happen.
+                    eprintln!("{}", output::chain(error.as_ref()));
+                }
+                tokio::time::sleep(settings.control.every).await;
             }
-            if let Err(error) = round {
-                // The next round may find serving again; an operator sees why this one did not happen.
-                eprintln!("{}", output::chain(error.as_ref()));
-            }
-            tokio::select! {
-                () = tokio::time::sleep(settings.control.every) => {}
-                _ = tokio::signal::ctrl_c() => return Ok(Verdict::Done),
-            }
+        };
+        tokio::select! {
+            ended = interrupted() => ended.map(|()| Verdict::Done),
+            verdict = rounds => verdict,
         }
     })
 }

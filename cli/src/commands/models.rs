@@ -44,31 +44,41 @@ struct Listed {
 struct Entry {
     number: u64,
     labels: Vec<&'static str>,
-    trained_from: String,
-    trained_until: String,
+    trained_from: Option<String>,
+    trained_until: Option<String>,
     products: Vec<String>,
+    /// Why it cannot be loaded, if it cannot.
+    damaged: Option<String>,
+}
+
+fn entry(registry: &Registry, model: &str, VersionEntry { number, labels, .. }: VersionEntry) -> Entry {
+    match registry.show(model, number) {
+        Ok(manifest) => Entry {
+            number,
+            labels,
+            trained_from: Some(manifest.trained_from.to_string()),
+            trained_until: Some(manifest.trained_until.to_string()),
+            products: manifest.products.iter().map(|p| p.name.clone()).collect(),
+            damaged: None,
+        },
+        // An operator lists versions to find a good one: a bad one must not hide it.
+        Err(error) => {
+            let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            Entry { number, labels, trained_from: None, trained_until: None, products: Vec::new(), damaged: Some(why) }
+        }
+    }
 }
 
 fn list(registry: &Registry, model: &str, format: Format) -> Result<Verdict, Failure> {
-    let mut versions = Vec::new();
-    for VersionEntry { number, labels, .. } in registry.list(model)? {
-        let manifest = registry.show(model, number)?;
-        let (from, until) = (manifest.trained_from.to_string(), manifest.trained_until.to_string());
-        let products = manifest.products.iter().map(|p| p.name.clone()).collect();
-        versions.push(Entry { number, labels, trained_from: from, trained_until: until, products });
-    }
+    let versions = registry.list(model)?.into_iter().map(|v| entry(registry, model, v)).collect();
     output::print(format, &Listed { model: model.to_owned(), versions }, |l| {
         if l.versions.is_empty() {
             return format!("model {} has no version yet; `foreshard train` makes one", l.model);
         }
+        let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         let row = |e: &Entry| {
-            vec![
-                e.number.to_string(),
-                e.labels.join(", "),
-                e.trained_from.clone(),
-                e.trained_until.clone(),
-                e.products.join(", "),
-            ]
+            let what = e.damaged.as_ref().map_or_else(|| e.products.join(", "), |why| format!("damaged: {why}"));
+            vec![e.number.to_string(), e.labels.join(", "), or(&e.trained_from), or(&e.trained_until), what]
         };
         let rows: Vec<_> = l.versions.iter().map(row).collect();
         output::table(&["version", "labels", "trained from", "trained until", "products"], &rows)

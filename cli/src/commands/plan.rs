@@ -20,18 +20,21 @@ pub fn run(args: &PlanArgs, settings: &Settings, format: Format) -> Result<Verdi
     if let Some(shard) = args.why.as_ref().filter(|s| advice.input.placement.node_of(s).is_none()) {
         return Err(format!("shard {shard} is not placed on any node; see `foreshard data inspect`").into());
     }
-    if let Some(folder) = &args.save {
+    // What the checker refuses is a fault of the planner: shown, never saved as if it could be carried out.
+    let violations = check(&advice.input, plan).err().unwrap_or_default();
+    if let Some(folder) = args.save.as_ref().filter(|_| violations.is_empty()) {
         save(folder, &advice)?;
     }
     output::print(format, plan, |plan| {
         let notes: String = advice.notes.iter().map(|n| format!("note: {n}\n")).collect();
-        format!("{notes}{}", explain(plan, args.why.as_ref()))
+        let refused: String = violations.iter().map(|v| format!("refused by the checker: {v}\n")).collect();
+        format!("{notes}{refused}{}", explain(plan, args.why.as_ref()))
     })?;
-    if let Err(violations) = check(&advice.input, plan) {
+    if !violations.is_empty() && format == Format::Json {
         let words: Vec<String> = violations.iter().map(ToString::to_string).collect();
-        return Err(format!("the independent checker refuses this plan: {}", words.join("; ")).into());
+        eprintln!("refused by the checker: {}", words.join("; "));
     }
-    Ok(Verdict::Done)
+    Ok(if violations.is_empty() { Verdict::Done } else { Verdict::No })
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 use foreshard_domain::SystemClock;
 use foreshard_serving::{ServingConfig, start};
 use serde::Serialize;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::args::ServeArgs;
@@ -34,7 +35,7 @@ pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verd
 }
 
 /// Waits for Ctrl-C or a polite request to stop.
-async fn interrupted() -> Result<(), Failure> {
+pub async fn interrupted() -> Result<(), Failure> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         pressed = tokio::signal::ctrl_c() => pressed?,
@@ -45,7 +46,11 @@ async fn interrupted() -> Result<(), Failure> {
 
 fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failure> {
     let listen = args.listen.as_ref().unwrap_or(&settings.serve.listen);
-    let listen = listen.parse().map_err(|_| format!("{listen} is no address to listen on, such as 127.0.0.1:7654"))?;
+    let listen: SocketAddr =
+        listen.parse().map_err(|_| format!("{listen} is no address to listen on, such as 127.0.0.1:7654"))?;
+    if !listen.ip().is_loopback() {
+        return Err(format!("{listen} is no loopback address; without TLS anybody could read and ingest there").into());
+    }
     Ok(ServingConfig {
         listen,
         history: path(&args.history, &settings.data.history).to_owned(),

@@ -50,17 +50,15 @@ fn copies(migrations: &[MigrationRecord], until: Timestamp) -> Vec<CopyLoad> {
     migrations.iter().filter_map(both).flatten().collect()
 }
 
-/// Counts of moves. Planned are those that were begun; a move still under way when the day ended is none of the others.
+/// Counts of moves. Planned are those that were begun. Control settles all of them before the day ends, so whatever is then
+/// neither done nor taken back has failed, whether it left an outcome or is stuck.
 pub fn moves(lived: &Lived) -> Moves {
     // A move that was taken back has two outcomes; the last one counts.
     let last: BTreeMap<_, OutcomeResult> = lived.outcomes.iter().map(|o| (&o.migration, o.result)).collect();
     let count = |wanted: OutcomeResult| last.values().filter(|result| **result == wanted).count() as u64;
-    Moves {
-        planned: lived.migrations.len() as u64,
-        done: count(OutcomeResult::Done),
-        rolled_back: count(OutcomeResult::RolledBack),
-        failed: count(OutcomeResult::Failed),
-    }
+    let (planned, done) = (lived.migrations.len() as u64, count(OutcomeResult::Done));
+    let rolled_back = count(OutcomeResult::RolledBack);
+    Moves { planned, done, rolled_back, failed: planned.saturating_sub(done).saturating_sub(rolled_back) }
 }
 
 /// Bytes that the moves which were done really copied.

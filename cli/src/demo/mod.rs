@@ -1,8 +1,9 @@
 //! The whole loop in one process: history, training, serving, and a day of real traffic under which shards move.
 //!
-//! Nothing in it is a show: the stores are on disk, the forecasts come over gRPC, overload is waiting in a node's queue, and
-//! the figures are counted by whoever knows them (clients know the writes, the demand knows the overload). One thing alone is
-//! not real, and that is time: a day passes in about a minute and a half.
+//! Nothing in it is a show: the stores are on disk, the forecasts come over gRPC, an overloaded node makes clients wait in its
+//! queue, and the figures are counted by whoever knows them. Clients know the writes. Overload is accounted by the minute from
+//! what clients wanted, on the placement as it was and on the one that nothing changed (that day is accounted, not lived
+//! again). One thing alone is not real, and that is time: a day passes in about a minute and a half.
 
 mod accounts;
 mod clock;

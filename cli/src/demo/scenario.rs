@@ -51,7 +51,9 @@ impl Scenario {
     /// # Errors
     /// [`DemoError`] if the workload cannot be made.
     pub fn new(seed: u64) -> Result<Self, DemoError> {
-        let spec = WorkloadSpec { shards: SHARDS, days: HISTORY_DAYS, seed, ..WorkloadSpec::default() };
+        let mut spec = WorkloadSpec { shards: SHARDS, days: HISTORY_DAYS, seed, ..WorkloadSpec::default() };
+        // The day is a Wednesday: the rival that repeats yesterday must not be judged on a Monday that follows a Sunday.
+        spec.start = spec.start.plus_steps(2, Step::DAY);
         let (start, step) = (spec.start, spec.step);
         let workload = Workload::new(spec).map_err(DemoError::Workload)?;
         let shards: Vec<ShardId> = workload.shard_ids();

@@ -34,8 +34,8 @@ const LEAST_REQUESTS: f64 = 2.0;
 const MOST_REQUESTS: f64 = 8.0;
 /// Share of writes.
 const WRITES: f64 = 0.2;
-/// One acknowledgement in so many is treated as lost on the way.
-const REPEAT_EVERY: u64 = 16;
+/// Share of acknowledgements that are treated as lost on the way.
+const REPEATED: f64 = 1.0 / 16.0;
 
 /// What the clients of a day know when it is over.
 #[derive(Debug, Default)]
@@ -144,7 +144,7 @@ async fn dispatch(day: &Day, index: usize, desks: &[mpsc::Sender<Request>]) -> u
             let asked_at = minute.plus_ms((2 * i + 1) * Step::MINUTE.as_ms() / (2 * requests as i64));
             day.clock.reach(asked_at).await;
             sent += 1;
-            let (write, repeat) = (rng.random_bool(WRITES), sent.is_multiple_of(REPEAT_EVERY));
+            let (write, repeat) = (rng.random_bool(WRITES), rng.random_bool(REPEATED));
             let request = Request { asked_at, asked: Instant::now(), cost, write, repeat };
             let turn = usize::try_from(sent).unwrap_or(0) % desks.len().max(1);
             let taken = desks.get(turn).is_some_and(|desk| desk.try_send(request).is_ok());

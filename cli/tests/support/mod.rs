@@ -34,6 +34,17 @@ pub fn json(folder: &Path, args: &[&str], code: i32) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Trains a small version and makes it champion. Whether the gate promotes it (exit code 0) or not (1) may differ from one
+/// processor to another after so few steps; the tests that need a champion take it either way.
+#[allow(dead_code)]
+pub fn trained(folder: &Path, args: &[&str]) -> Value {
+    let output = foreshard(folder).arg("train").args(args).args(["--output", "json"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(matches!(output.status.code(), Some(0 | 1)), "train {}: {stderr}", args.join(" "));
+    run(folder, &["models", "promote", "1"], 0);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// A file beside the checkout that is not part of it (real traces, the independent scorer), or a loud skip.
 #[allow(dead_code)]
 pub fn beside(path: &str) -> Option<PathBuf> {
