@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn tables_align() {
         let rows = vec![vec!["a".into(), "1.5".into()], vec!["long name".into(), "12.25".into()]];
-        let want = "name        wql\n---------  -----\na            1.5\nlong name  12.25\n";
+        let want = "name         wql\n---------  -----\na            1.5\nlong name  12.25\n";
         assert_eq!(table(&["name", "wql"], &rows), want);
     }
 }

@@ -51,11 +51,15 @@ fn the_whole_way_over_processes() {
     assert_eq!(listed["versions"].as_array().map(Vec::len), Some(1), "{listed}");
 
     let server = Server::start(here);
-    let asked = json(here, &["forecast", "--server", &server.1, "--metric", "cpu_util", "--level", "0.25"], 0);
+    let asked = json(
+        here,
+        &["forecast", "--server", &server.1, "--metric", "cpu_util", "--level", "0.25", "--level", "0.75"],
+        0,
+    );
     let first = &asked.as_array().unwrap()[0];
     assert_eq!(asked.as_array().map(Vec::len), Some(6), "{asked}");
-    assert_eq!(first["forecast"]["values"].as_array().map(Vec::len), Some(48), "{first}");
-    let refused = run(here, &["forecast", "--server", &server.1, "--level", "0.999"], 2);
+    assert_eq!(first["forecast"]["values"].as_array().map(Vec::len), Some(96), "{first}");
+    let refused = run(here, &["forecast", "--server", &server.1, "--level", "0.5", "--level", "0.999"], 2);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("0.999"));
 
     topology(here, 60.0);

@@ -180,7 +180,8 @@ fn next_after(last: Timestamp, every_ms: i64) -> Timestamp {
 }
 
 fn due(last: Option<Timestamp>, every_ms: i64, now: Timestamp) -> bool {
-    last.is_none_or(|last| now >= next_after(last, every_ms))
+    // A clock that was set back must not keep the loop from looking.
+    last.is_none_or(|last| now < last || now >= next_after(last, every_ms))
 }
 
 /// Ends the loop on final errors; notes and logs the others.

@@ -3,9 +3,10 @@
 use foreshard_domain::{MigrationId, Timestamp};
 use foreshard_migrator::{Driver, DriverError, MigrationRecord};
 use foreshard_policy::Move;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 
 use crate::ControlError;
 use crate::control_loop::{ControlLoop, keep_or_stop};
@@ -28,7 +29,10 @@ enum Ended {
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     tasks: JoinSet<Ended>,
-    carried: BTreeSet<MigrationId>,
+    /// Which task carries which migration.
+    carried: BTreeMap<MigrationId, task::Id>,
+    /// Migrations whose task ended with an error, and until when they are left alone.
+    resting: BTreeMap<MigrationId, Timestamp>,
     ended: Vec<Result<Ended, tokio::task::JoinError>>,
 }
 
@@ -36,22 +40,29 @@ impl Running {
     /// Carries a migration until it stands still.
     pub(crate) fn spawn(&mut self, driver: &Arc<Driver>, id: MigrationId) {
         let driver = Arc::clone(driver);
-        if self.carried.insert(id.clone()) {
-            self.tasks.spawn(async move {
+        if let Entry::Vacant(free) = self.carried.entry(id.clone()) {
+            let task = self.tasks.spawn(async move {
                 let ran = driver.run(&id).await;
                 Ended::Ran(id, ran)
             });
+            free.insert(task.id());
         }
+    }
+
+    /// Whether a migration that should be under way is carried by nobody and has rested enough.
+    fn is_left(&self, id: &MigrationId, now: Timestamp) -> bool {
+        !self.carried.contains_key(id) && self.resting.get(id).is_none_or(|until| now >= *until)
     }
 
     /// Removes what a migration kept for the way back.
     fn spawn_finish(&mut self, driver: &Arc<Driver>, id: MigrationId) {
         let driver = Arc::clone(driver);
-        if self.carried.insert(id.clone()) {
-            self.tasks.spawn(async move {
+        if let Entry::Vacant(free) = self.carried.entry(id.clone()) {
+            let task = self.tasks.spawn(async move {
                 let finished = driver.finish(&id).await;
                 Ended::Finished(id, finished)
             });
+            free.insert(task.id());
         }
     }
 
@@ -70,15 +81,24 @@ impl Running {
         }
     }
 
-    fn take_ended(&mut self) -> Vec<Result<Ended, tokio::task::JoinError>> {
+    /// Tasks that ended since the last time; those that ended with an error are left alone until `rested`.
+    fn take_ended(&mut self, rested: Timestamp) -> Vec<Result<Ended, tokio::task::JoinError>> {
         while let Some(ended) = self.tasks.try_join_next() {
             self.ended.push(ended);
         }
         for ended in &self.ended {
-            match ended {
-                Ok(Ended::Ran(id, _) | Ended::Finished(id, _)) => _ = self.carried.remove(id),
-                // Whose task died is not told; recovery finds out.
-                Err(_) => {}
+            let (id, well) = match ended {
+                Ok(Ended::Ran(id, result) | Ended::Finished(id, result)) => (Some(id.clone()), result.is_ok()),
+                Err(died) => {
+                    (self.carried.iter().find(|(_, task)| **task == died.id()).map(|(id, _)| id.clone()), false)
+                }
+            };
+            let Some(id) = id else { continue };
+            self.carried.remove(&id);
+            if well {
+                self.resting.remove(&id);
+            } else {
+                self.resting.insert(id, rested);
             }
         }
         std::mem::take(&mut self.ended)
@@ -88,7 +108,8 @@ impl Running {
 impl ControlLoop {
     /// Gathers the migrations that stand still; the outcomes of those that came to a result are kept for the log.
     pub(crate) fn gather(&mut self, report: &mut TickReport) -> Result<(), ControlError> {
-        for ended in self.running.take_ended() {
+        let rested = report.now.plus_ms(self.settings.observe_every_ms);
+        for ended in self.running.take_ended(rested) {
             let result = match ended {
                 Err(source) => Err(ControlError::Task(source)),
                 Ok(Ended::Ran(migration, result)) => {
@@ -116,6 +137,12 @@ impl ControlLoop {
         let view = View::of(&state, now);
         for id in &view.to_finish {
             self.running.spawn_finish(&self.driver, id.clone());
+        }
+        // What stopped with an error goes on: past the seal a shard stays closed until somebody finishes it (M7).
+        let unfinished = state.migrations.values().filter(|m| !m.state.is_terminal() && !m.state.is_at_rest());
+        for record in unfinished.filter(|m| self.running.is_left(&m.id, now)).collect::<Vec<_>>() {
+            tracing::info!(migration = %record.id, state = record.state.name(), "taken up again");
+            self.running.spawn(&self.driver, record.id.clone());
         }
         let Some(plan) = self.plan.clone() else { return Ok(()) };
         if view.plan.as_ref() != Some(&plan.id) {

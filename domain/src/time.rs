@@ -102,7 +102,7 @@ impl Step {
 
     /// The grid time at or before `ts`; the grid is counted from the epoch.
     pub const fn floor(self, ts: Timestamp) -> Timestamp {
-        Timestamp(ts.0 - ts.0.rem_euclid(self.0))
+        Timestamp(ts.0.saturating_sub(ts.0.rem_euclid(self.0)))
     }
 
     /// How many of these steps make `span_ms`, rounded down.

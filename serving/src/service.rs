@@ -109,6 +109,9 @@ impl ForecastApi {
     }
 }
 
+/// Levels of one answer: twice the percentiles. Each costs four bytes for every step of every series.
+const MOST_LEVELS: usize = 200;
+
 #[tonic::async_trait]
 impl ForecastService for ForecastApi {
     async fn forecast(&self, request: Request<v1::ForecastRequest>) -> Result<Response<v1::ForecastResponse>, Status> {
@@ -116,6 +119,10 @@ impl ForecastService for ForecastApi {
         let query = ForecastQuery::try_from(request.into_inner()).map_err(|error| status::wire(&error))?;
         let other_levels = match query.levels.is_empty() {
             true => None,
+            false if query.levels.len() > MOST_LEVELS => {
+                let why = format!("{} were asked for, at most {MOST_LEVELS} are answered", query.levels.len());
+                return Err(status::invalid("levels", why));
+            }
             false => {
                 Some(QuantileLevels::new(query.levels).map_err(|error| status::invalid("levels", error.to_string()))?)
             }

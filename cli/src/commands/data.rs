@@ -24,6 +24,7 @@ pub fn run(command: &DataCommand, format: Format) -> Result<Verdict, Failure> {
                 zone: zone.clone(),
                 ..WorkloadSpec::default()
             };
+            spec.tenants = spec.tenants.min(spec.shards);
             if let Some(end) = end {
                 spec.start = spec.step.floor(*end).plus_steps(-i64::from(*days), Step::DAY);
             }

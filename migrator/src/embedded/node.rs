@@ -276,7 +276,14 @@ impl EmbeddedNode {
         work: impl FnOnce(&mut Cell) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
         let slot = self.slot(shard);
-        let mut held = slot.cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = slot.cell.lock().unwrap_or_else(|poisoned| {
+            // Whoever panicked may have staged what was never committed: only the store tells what is true.
+            slot.cell.clear_poison();
+            slot.publish(None);
+            let mut held = poisoned.into_inner();
+            *held = None;
+            held
+        });
         let cell = match held.as_mut() {
             Some(cell) => cell,
             None => {

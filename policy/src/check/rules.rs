@@ -70,7 +70,7 @@ fn shard_rules(input: &PlanningInput, m: &Move, found: &mut Found) {
         return found.of(&m.shard, "unknown_size", "nothing is known of the shard".to_owned());
     };
     let cool_down = input.settings.cool_down_shard_ms;
-    if let Some(moved) = facts.last_moved.filter(|moved| m.start.as_ms() - moved.as_ms() < cool_down) {
+    if let Some(moved) = facts.last_moved.filter(|moved| m.start.since_ms(*moved) < cool_down) {
         found.of(&m.shard, "cool_down", format!("it moved at {moved} and stays for {} min", cool_down / 60_000));
     }
     if m.data_bytes != facts.data_bytes || m.write_bytes_per_s != facts.write_bytes_per_s {
@@ -91,7 +91,7 @@ fn prediction(input: &PlanningInput, m: &Move, found: &mut Found) {
         expected.duration_ms = stretch(expected.duration_ms);
         expected.duration_p90_ms = stretch(expected.duration_p90_ms);
     }
-    let close = |a: i64, b: i64| (a - b).abs() <= 1 + b.abs() / 1000;
+    let close = |a: i64, b: i64| a.abs_diff(b) <= 1 + b.unsigned_abs() / 1000;
     let p = &m.predicted;
     let fence = (p.fence_ms - expected.fence_ms).abs() <= 1e-6 * (1.0 + expected.fence_ms);
     let durations = close(p.duration_ms, expected.duration_ms) && close(p.duration_p90_ms, expected.duration_p90_ms);
@@ -107,7 +107,7 @@ fn target_rules(input: &PlanningInput, m: &Move, found: &mut Found) {
     let cool_down = input.settings.cool_down_node_ms;
     for shard in input.placement.shards_on(&m.target) {
         let arrived = input.shards.get(shard).and_then(|f| f.last_moved);
-        if let Some(at) = arrived.filter(|at| m.start.as_ms() - at.as_ms() < cool_down) {
+        if let Some(at) = arrived.filter(|at| m.start.since_ms(*at) < cool_down) {
             found.of(&m.shard, "node_cool_down", format!("{shard} came to {} at {at}", m.target));
         }
     }

@@ -5,12 +5,18 @@ use foreshard_domain::{Metric, Observation, Timestamp};
 
 use crate::context::METRICS;
 
+/// No load was measured before; earlier times come from broken clocks, and no day folder could be named after them.
+const EARLIEST: Timestamp = Timestamp::from_ms(0);
+
 /// The row, or why it is not taken.
 ///
 /// A row must name its shard and time, hold at least one measurement, hold no impossible one, and lie no further ahead
 /// than `latest`: one row from the far future would make every other shard look stale.
 pub(crate) fn checked(row: v1::Observation, latest: Timestamp) -> Result<Observation, String> {
     let row = Observation::try_from(row).map_err(|error| reason(&error))?;
+    if row.ts < EARLIEST {
+        return Err(format!("its time {} lies before 1970; check the clock that stamped it", row.ts));
+    }
     if row.ts > latest {
         return Err(format!("its time {} lies too far ahead; check the clock that stamped it", row.ts));
     }
@@ -52,6 +58,15 @@ mod tests {
     use foreshard_domain::ShardId;
 
     const LATEST: Timestamp = Timestamp::from_ms(1_000_000);
+
+    #[test]
+    fn times_of_broken_clocks_are_refused() {
+        for ms in [i64::MIN, -1, 1_000_001, i64::MAX] {
+            let mut row = row();
+            row.ts = Timestamp::from_ms(ms);
+            assert!(checked((&row).into(), LATEST).is_err(), "{ms}");
+        }
+    }
 
     fn row() -> Observation {
         let mut row = Observation::empty(ShardId::new("s").unwrap(), Timestamp::from_ms(1_000_000));
