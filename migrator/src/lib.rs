@@ -5,6 +5,7 @@ mod cause;
 mod driver;
 pub mod embedded;
 mod outcomes;
+pub mod postgres;
 mod ring;
 mod store;
 mod transition;

@@ -1,0 +1,223 @@
+//! A connection to one database of one server, and what its errors mean to the driver.
+
+use foreshard_domain::NodeId;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Config, Error, NoTls, Row, SimpleQueryMessage};
+
+use super::settings::ServerAddress;
+use crate::BackendError;
+use crate::cause::with_causes;
+
+/// How long a connection may take; a server that answers later is as good as gone under a fence.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// After so long without an answer to keep-alives a connection is given up.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pins what the text of values depends on, so that hashes of rows are equal on both sides, and keeps foreign schemas out of
+/// names.
+const PINNED: &str = "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; \
+    SET IntervalStyle = 'postgres'; SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmlbinary = 'base64'; \
+    SET lc_monetary = 'C'; SET client_min_messages = 'warning'; SET idle_in_transaction_session_timeout = 0; \
+    SET statement_timeout = 0; SET row_security = off; SET default_transaction_read_only = off";
+
+/// Who logs in.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Login {
+    pub user: String,
+    pub password: String,
+}
+
+/// A connection to one database.
+pub(crate) struct Session {
+    client: Client,
+    node: NodeId,
+    database: String,
+    pump: JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.pump.abort();
+    }
+}
+
+/// The parameters of a connection.
+pub(crate) fn config(address: &ServerAddress, login: &Login, database: &str, application: &str) -> Config {
+    let mut config = Config::new();
+    config
+        .host(&address.host)
+        .port(address.port)
+        .user(&login.user)
+        .password(&login.password)
+        .dbname(database)
+        .application_name(application)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .keepalives(true)
+        .keepalives_idle(Duration::from_secs(5))
+        .tcp_user_timeout(TCP_USER_TIMEOUT);
+    config
+}
+
+impl Session {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`BackendError`], of the class that [`failed`] gives.
+    pub async fn open(
+        node: &NodeId,
+        address: &ServerAddress,
+        login: &Login,
+        database: &str,
+        application: &str,
+    ) -> Result<Self, BackendError> {
+        let doing = || format!("connecting to database {database} on node {node}");
+        let config = config(address, login, database, application);
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(NoTls)).await;
+        let (client, connection) = match connected {
+            Ok(connected) => connected.map_err(|e| failed(doing(), e))?,
+            Err(elapsed) => return Err(BackendError::Transient { doing: doing(), source: Box::new(elapsed) }),
+        };
+        let pump = tokio::spawn(async move {
+            // How a connection ended is told to whoever waits for an answer on it.
+            let _ended = connection.await;
+        });
+        let session = Self { client, node: node.clone(), database: database.to_owned(), pump };
+        session.run("setting up the connection", PINNED).await?;
+        Ok(session)
+    }
+
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// The connection itself, for COPY.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Runs statements without parameters, by the simple protocol, in one round trip.
+    pub async fn run(&self, doing: &str, sql: &str) -> Result<(), BackendError> {
+        self.client.batch_execute(sql).await.map_err(|e| self.failed(doing, e))
+    }
+
+    /// Runs statements without parameters, in one round trip, and returns the rows of all as text.
+    pub async fn texts(&self, doing: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, BackendError> {
+        let messages = self.client.simple_query(sql).await.map_err(|e| self.failed(doing, e))?;
+        Ok(messages
+            .iter()
+            .filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => {
+                    Some((0..row.len()).map(|i| row.try_get(i).ok().flatten().map(str::to_owned)).collect())
+                }
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Runs one statement with typed parameters in one round trip, without a named statement.
+    pub async fn query(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, BackendError> {
+        self.client.query_typed(sql, params).await.map_err(|e| self.failed(doing, e))
+    }
+
+    /// The first row of [`Self::query`], if there is one.
+    pub async fn maybe(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Option<Row>, BackendError> {
+        Ok(self.query(doing, sql, params).await?.into_iter().next())
+    }
+
+    /// The only row of [`Self::query`].
+    pub async fn one(
+        &self,
+        doing: &str,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Row, BackendError> {
+        let row = self.maybe(doing, sql, params).await?;
+        row.ok_or_else(|| BackendError::Bug { what: format!("{doing} on node {}: no row came back", self.node) })
+    }
+
+    /// An error of this connection as the driver's class.
+    pub fn failed(&self, doing: &str, error: Error) -> BackendError {
+        failed(format!("{doing} in database {} on node {}", self.database, self.node), error)
+    }
+}
+
+/// A value of a row, or what is wrong with it.
+pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, BackendError> {
+    row.try_get(column)
+        .map_err(|e| BackendError::Bug { what: format!("column {column} of an answer: {}", with_causes(&e)) })
+}
+
+/// An error as the driver's class: lost connections, servers that start or stop, locks that were not to be had in time and
+/// serialisation failures pass; everything else (a full disk, missing rights, a broken schema) does not mend itself.
+pub(crate) fn failed(doing: String, error: Error) -> BackendError {
+    let passes = match error.code() {
+        Some(code) => {
+            matches!(
+                code.code(),
+                "40001" | "40P01" | "55P03" | "55006" | "57014" | "57P01" | "57P02" | "57P03" | "53300" | "25006"
+            ) || code.code().starts_with("08")
+        }
+        None => true,
+    };
+    if passes {
+        BackendError::Transient { doing, source: Box::new(error) }
+    } else {
+        BackendError::Permanent { doing, why: with_causes(&error) }
+    }
+}
+
+/// The SQLSTATE under an error, if a server sent one.
+pub(crate) fn sqlstate(error: &BackendError) -> Option<&str> {
+    let BackendError::Transient { source, .. } = error else { return None };
+    source.downcast_ref::<Error>().and_then(Error::code).map(tokio_postgres::error::SqlState::code)
+}
+
+/// A name as an SQL identifier.
+pub(crate) fn ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A schema-qualified name.
+pub(crate) fn qualified(schema: &str, name: &str) -> String {
+    format!("{}.{}", ident(schema), ident(name))
+}
+
+/// A text as an SQL literal, also with backslashes.
+pub(crate) fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_texts_are_quoted() {
+        assert_eq!(ident("a\"b"), "\"a\"\"b\"");
+        assert_eq!(qualified("S x", "t"), "\"S x\".\"t\"");
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal("a\\'b"), "E'a\\\\''b'");
+    }
+}

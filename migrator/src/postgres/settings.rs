@@ -1,0 +1,156 @@
+//! Where the servers and poolers are, and how moves are carried out on them.
+
+use foreshard_domain::NodeId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The PostgreSQL backend's settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PostgresSettings {
+    /// The servers, by node. A shard is a database on one of them, under the same name on each.
+    pub nodes: BTreeMap<NodeId, ServerAddress>,
+    /// All poolers that clients come through; every one of them is paused under a fence.
+    pub poolers: Vec<PoolerAddress>,
+    /// Folder of `pg_dump` and `pg_restore`; empty: what the search path and Debian's folders have for the servers' version.
+    pub programs: PathBuf,
+    /// Connections that copy, and that build indexes, at once for each move.
+    pub copy_connections: usize,
+    /// Bytes of a table copied in one piece, at least one page.
+    pub copy_piece_bytes: u64,
+    /// Most bytes copied per real second by one move; no limit if left out.
+    pub copy_bytes_per_s: Option<f64>,
+    /// Rows of one compared range.
+    pub range_rows: u64,
+    /// Longest wait for a lock on a table that clients use: they queue up behind it.
+    #[serde(with = "humantime_serde")]
+    pub lock_timeout: Duration,
+    /// What is done about transactions that are older than a move can wait for.
+    pub long_transactions: LongTransactions,
+    /// What is done about tables that have no key.
+    pub without_key: WithoutKey,
+    /// Share of the target's free room that a shard may take at most.
+    pub disk_share: f64,
+    /// Bytes of log that a source may keep back for a move before the move is given up.
+    pub wal_limit_bytes: u64,
+}
+
+impl Default for PostgresSettings {
+    fn default() -> Self {
+        Self {
+            nodes: BTreeMap::new(),
+            poolers: Vec::new(),
+            programs: PathBuf::new(),
+            copy_connections: 2,
+            copy_piece_bytes: 16 << 20,
+            copy_bytes_per_s: None,
+            range_rows: 10_000,
+            lock_timeout: Duration::from_millis(200),
+            long_transactions: LongTransactions::Wait,
+            without_key: WithoutKey::Refuse,
+            disk_share: 0.75,
+            wal_limit_bytes: 8 << 30,
+        }
+    }
+}
+
+/// How a server is reached.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerAddress {
+    /// Host name, address, or folder of a Unix socket, as this process reaches it.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// A superuser: subscriptions and event triggers need one on PostgreSQL 15. It serves to make and end the role of each leader
+    /// term; the work is done by that role.
+    pub user: String,
+    /// Its password.
+    #[serde(default)]
+    pub password: String,
+    /// Host as the other servers and the poolers reach it; `host` if left out.
+    #[serde(default)]
+    pub peer_host: Option<String>,
+    /// Port as the other servers and the poolers reach it; `port` if left out.
+    #[serde(default)]
+    pub peer_port: Option<u16>,
+    /// The database to log in to when the shard's own cannot be used.
+    #[serde(default = "maintenance_database")]
+    pub database: String,
+}
+
+fn maintenance_database() -> String {
+    "postgres".to_owned()
+}
+
+impl ServerAddress {
+    /// Host and port as the other servers and the poolers reach it.
+    pub fn peer(&self) -> (&str, u16) {
+        (self.peer_host.as_deref().unwrap_or(&self.host), self.peer_port.unwrap_or(self.port))
+    }
+}
+
+impl fmt::Debug for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}:{}/{}", self.user, self.host, self.port, self.database)
+    }
+}
+
+/// How a PgBouncer is reached and routed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolerAddress {
+    /// Its name in messages.
+    pub name: String,
+    /// Host of its console.
+    pub host: String,
+    /// Port of its console.
+    pub port: u16,
+    /// A user of `admin_users`.
+    pub user: String,
+    /// Its password.
+    #[serde(default)]
+    pub password: String,
+    /// The file of `[databases]` lines that its configuration includes by `%include`; foreshard rewrites the lines of shards.
+    pub routes: PathBuf,
+}
+
+impl fmt::Debug for PoolerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pooler {} ({}@{}:{}, {})", self.name, self.user, self.host, self.port, self.routes.display())
+    }
+}
+
+/// What is done about transactions that are older than a move can wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LongTransactions {
+    /// The move waits: fences are given up and tried again.
+    Wait,
+    /// The move is refused while there is one.
+    Refuse {
+        /// Older than this is too long.
+        #[serde(with = "humantime_serde")]
+        after: Duration,
+    },
+    /// They are ended.
+    End {
+        /// Older than this is too long.
+        #[serde(with = "humantime_serde")]
+        after: Duration,
+    },
+}
+
+/// What is done about tables that have no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WithoutKey {
+    /// The move is refused.
+    Refuse,
+    /// The whole row identifies a row while the move lasts (`REPLICA IDENTITY FULL`); each change reads the table on the
+    /// target.
+    Full,
+}
