@@ -12,6 +12,8 @@ use crate::cause::with_causes;
 
 /// How long a connection may take; a server that answers later is as good as gone under a fence.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take unless the caller expects a long one: a link that hangs must not hang the move.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// After so long without an answer to keep-alives a connection is given up.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -108,12 +110,17 @@ impl Session {
 
     /// Runs statements without parameters, by the simple protocol, in one round trip.
     pub async fn run(&self, doing: &str, sql: &str) -> Result<(), BackendError> {
-        self.client.batch_execute(sql).await.map_err(|e| self.failed(doing, e))
+        self.run_within(PATIENCE, doing, sql).await
+    }
+
+    /// As [`Self::run`], for what may take long.
+    pub async fn run_within(&self, patience: Duration, doing: &str, sql: &str) -> Result<(), BackendError> {
+        self.within(patience, doing, self.client.batch_execute(sql)).await
     }
 
     /// Runs statements without parameters, in one round trip, and returns the rows of all as text.
     pub async fn texts(&self, doing: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, BackendError> {
-        let messages = self.client.simple_query(sql).await.map_err(|e| self.failed(doing, e))?;
+        let messages = self.within(PATIENCE, doing, self.client.simple_query(sql)).await?;
         Ok(messages
             .iter()
             .filter_map(|message| match message {
@@ -132,7 +139,35 @@ impl Session {
         sql: &str,
         params: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>, BackendError> {
-        self.client.query_typed(sql, params).await.map_err(|e| self.failed(doing, e))
+        self.query_within(PATIENCE, doing, sql, params).await
+    }
+
+    /// As [`Self::query`], for what may take long.
+    pub async fn query_within(
+        &self,
+        patience: Duration,
+        doing: &str,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, BackendError> {
+        self.within(patience, doing, self.client.query_typed(sql, params)).await
+    }
+
+    /// Waits for an answer; one that does not come makes the connection useless, so it is ended.
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        doing: &str,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, BackendError> {
+        match tokio::time::timeout(patience, answer).await {
+            Ok(answer) => answer.map_err(|e| self.failed(doing, e)),
+            Err(elapsed) => {
+                self.pump.abort();
+                let doing = format!("{doing} in database {} on node {}", self.database, self.node);
+                Err(BackendError::Transient { doing, source: Box::new(elapsed) })
+            }
+        }
     }
 
     /// The first row of [`Self::query`], if there is one.
