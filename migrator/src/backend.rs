@@ -136,8 +136,20 @@ pub struct Verification {
     pub rows: u64,
     /// Ranges that differ, named for a person; empty if equal.
     pub differing: Vec<String>,
-    /// Everything up to here was compared.
+    /// Every change up to here was compared; what was changed later may have been compared or not.
     pub up_to: Position,
+    /// Opaque cursor from which to go on; `None` when every range has been compared.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// What a call that removes something has left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing: all of it is gone.
+    Nothing,
+    /// Something was removed and something is left: call again.
+    More,
 }
 
 /// Proof that the target holds everything up to the fence; only then may the source be sealed (M4).
@@ -188,8 +200,13 @@ pub trait Backend: Send + Sync {
     /// Applies changes captured since the snapshot, as many as one call may.
     async fn catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError>;
 
-    /// Compares every range of source and target at one position while writes go on.
-    async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError>;
+    /// Compares some more ranges of source and target while writes go on, beginning where `so_far` ended (`None`: at the
+    /// beginning), and returns all that has been found, `so_far` included. A call does no more than fits well into
+    /// [`Backend::call_timeout`]; the driver goes on while the returned `next` is there and no difference was found.
+    ///
+    /// Calls compare at different positions of the change log, so `up_to` is one that every range was compared at or after:
+    /// a later change of a range that had been compared is for [`Backend::prove`] to find.
+    async fn verify(&self, spec: &MoveSpec, so_far: Option<&Verification>) -> Result<Verification, BackendError>;
 
     /// Tries the way back: a probe written on the target is seen on the source and removed again (M8).
     async fn try_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError>;
@@ -200,7 +217,8 @@ pub trait Backend: Send + Sync {
     /// Lifts a fence that has not been sealed; nothing happens if there is none.
     async fn unfence(&self, spec: &MoveSpec) -> Result<(), BackendError>;
 
-    /// Brings the target up to `fence_at` and compares what changed since `verified`.
+    /// Brings the target up to `fence_at` and compares what changed since `verified`, all of it in this call: the proof's
+    /// verification has no `next`.
     ///
     /// # Errors
     /// [`BackendError::Fenced`] if writes have gone on after `fence_at`, because the fence expired or was lifted: a difference
@@ -228,12 +246,13 @@ pub trait Backend: Send + Sync {
     /// Gets the spec of [`Way::There`].
     async fn reverse_catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError>;
 
-    /// Before the seal: removes everything that this move made; the source serves as before.
-    async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError>;
+    /// Before the seal: removes everything that this move made; the source serves as before. Like [`Backend::finish`] it
+    /// removes only so much as fits well into [`Backend::call_timeout`], and at least something while something is left.
+    async fn undo(&self, spec: &MoveSpec) -> Result<Left, BackendError>;
 
     /// After retention: removes the source's copy and the reverse log (M5). After a rollback ([`Way::Back`], so that the
     /// source is the planned target): removes that copy and both logs.
-    async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError>;
+    async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError>;
 
     /// Rows of load per shard and of each node's residual since the last call.
     async fn observe(&self) -> Result<Vec<Observation>, BackendError>;

@@ -11,7 +11,8 @@ mod store;
 mod transition;
 
 pub use backend::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, Verification, Way,
+    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
+    Way,
 };
 pub use driver::{CutOver, CutOverLimits, CutOverObservation, Driver, DriverConfig, DriverError, decide_cut_over};
 pub use outcomes::outcome;

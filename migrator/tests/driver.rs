@@ -152,6 +152,7 @@ async fn a_move_is_done_and_finished() {
     let record = driver.run(&id).await.unwrap();
     assert!(matches!(record.state, MigrationState::Reversible { .. }), "{:?}", record.state);
     rig.check("reversible").await;
+    assert_eq!((rig.world.look().verify_pieces, record.progress.verified_rows), (3, 8));
     let done = outcome(&record).unwrap();
     assert_eq!((done.result, done.rows, done.hour, &done.why), (OutcomeResult::Done, 8, 3, &None));
     assert_eq!(done.planned_at, Timestamp::from_ms(3_600_000));

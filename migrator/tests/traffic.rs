@@ -5,7 +5,7 @@ use foreshard_domain::{Clock, Consistency, Epoch, MigrationId, NodeId, ShardId, 
 use foreshard_migrator::embedded::{
     EmbeddedBackend, EmbeddedEngine, EngineSettings, FjallStore, KvStore, MemoryStore, MoveSettings, WriteError,
 };
-use foreshard_migrator::{Backend, MoveSpec, Way};
+use foreshard_migrator::{Backend, Left, MoveSpec, Way};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,7 +55,10 @@ async fn move_once(backend: &EmbeddedBackend, spec: &MoveSpec) {
         }
     }
     while backend.catch_up(spec).await.unwrap().changes > 20 {}
-    let verified = backend.verify(spec).await.unwrap();
+    let mut verified = backend.verify(spec, None).await.unwrap();
+    while verified.next.is_some() {
+        verified = backend.verify(spec, Some(&verified)).await.unwrap();
+    }
     backend.try_way_back(spec).await.unwrap();
     let fence_at = backend.fence(spec, SystemClock.real().plus(Duration::from_secs(20))).await.unwrap();
     let proof = backend.prove(spec, fence_at, &verified).await.unwrap();
@@ -64,7 +67,7 @@ async fn move_once(backend: &EmbeddedBackend, spec: &MoveSpec) {
     backend.open_target(spec, epoch).await.unwrap();
     backend.route(&spec.shard, &spec.target, epoch).await.unwrap();
     while backend.reverse_catch_up(spec).await.unwrap().changes > 20 {}
-    backend.finish(spec).await.unwrap();
+    while backend.finish(spec).await.unwrap() == Left::More {}
 }
 
 /// Writes a key of its own, number after number, and reads it back; returns how many writes were acknowledged.
@@ -107,7 +110,13 @@ async fn m1_clients_see_only_latency_while_their_shard_moves() {
     let reader = tokio::spawn(reader(Arc::clone(&engine), Arc::clone(&stop)));
     let clients: Vec<_> =
         (0..CLIENTS).map(|me| tokio::spawn(client(Arc::clone(&engine), me, Arc::clone(&stop)))).collect();
-    let settings = MoveSettings { chunk_bytes: 8 * 1024, ..MoveSettings::default() };
+    let settings = MoveSettings {
+        chunk_bytes: 8 * 1024,
+        verify_bytes: 8 * 1024,
+        verify_changes: 50,
+        remove_rows: 100,
+        ..MoveSettings::default()
+    };
     let backend = EmbeddedBackend::new(Arc::clone(&engine), settings, Arc::new(SystemClock));
     for n in 0..MOVES {
         move_once(&backend, &spec(n)).await;

@@ -15,7 +15,11 @@ const FENCE_AT: Position = Position(7);
 
 fn verified(differing: &[&str]) -> Verification {
     let differing = differing.iter().map(|d| (*d).to_owned()).collect();
-    Verification { ranges: 3, rows: 10, differing, up_to: Position(5) }
+    Verification { ranges: 3, rows: 10, differing, up_to: Position(5), next: None }
+}
+
+fn verified_so_far(differing: &[&str]) -> Verification {
+    Verification { next: Some("k".into()), ..verified(differing) }
 }
 
 fn proof(fence_at: u64, applied: u64, differing: &[&str]) -> Proof {
@@ -50,7 +54,7 @@ fn states() -> Vec<(String, MigrationState)> {
         ("undoing failed".into(), S::Undoing { ending: failed("w") }),
         ("paused planned".into(), paused(S::Planned)),
         ("paused copying".into(), paused(S::Copying { fences_left: 1, cursor: Some("k".into()) })),
-        ("paused verifying back".into(), paused(S::Verifying { leg: BACK })),
+        ("paused verifying back".into(), paused(S::Verifying { leg: BACK, so_far: None })),
         ("done".into(), S::Done),
         ("cancelled".into(), S::Cancelled),
         ("failed".into(), S::Failed { why: "w".into() }),
@@ -58,7 +62,9 @@ fn states() -> Vec<(String, MigrationState)> {
     ];
     for (name, leg) in [("", THERE), (" back", BACK)] {
         states.push((format!("catching_up{name}"), S::CatchingUp { leg }));
-        states.push((format!("verifying{name}"), S::Verifying { leg }));
+        states.push((format!("verifying{name}"), S::Verifying { leg, so_far: None }));
+        let so_far = Some(Verification { rows: 1, ..verified_so_far(&[]) });
+        states.push((format!("verifying more{name}"), S::Verifying { leg, so_far }));
         states.push((format!("nearing{name}"), S::Nearing { leg, verified: v() }));
     }
     for (name, leg) in [("", THERE), (" last", THERE_LAST), (" back", BACK), (" back last", BACK_LAST)] {
@@ -81,6 +87,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("behind", E::Behind),
         ("caught_up", E::CaughtUp),
         ("verified equal", E::Verified { verification: verified(&[]) }),
+        ("verified a piece", E::Verified { verification: verified_so_far(&[]) }),
+        ("verified a piece different", E::Verified { verification: verified_so_far(&["a..b"]) }),
         ("verified different", E::Verified { verification: verified(&["a..b"]) }),
         ("way_back_tried", E::WayBackTried),
         ("near", E::Near { deadline: DEADLINE }),
@@ -89,6 +97,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("proved beyond", E::Proved { proof: proof(7, 9, &[]) }),
         ("proved short", E::Proved { proof: proof(7, 6, &[]) }),
         ("proved different", E::Proved { proof: proof(7, 7, &["a..b"]) }),
+        ("proved in part", E::Proved { proof: Proof { verification: verified_so_far(&[]), ..proof(7, 7, &[]) } }),
         ("proved elsewhere", E::Proved { proof: proof(6, 9, &[]) }),
         ("fence_lost", E::FenceLost { why: "late".into() }),
         ("source_sealed", E::SourceSealed),
@@ -136,14 +145,32 @@ catching_up back | cancel | releasing cancelled
 catching_up back | pause | paused catching_up back
 verifying | verified equal | trying_way_back
 verifying | verified different | undoing differ
+verifying | verified a piece | verifying on
+verifying | verified a piece different | undoing differ
 verifying | broke | undoing b
 verifying | cancel | undoing cancelled
 verifying | pause | paused verifying
+verifying more | verified equal | trying_way_back
+verifying more | verified a piece | verifying on
+verifying more | verified a piece different | undoing differ
+verifying more | verified different | undoing differ
+verifying more | broke | undoing b
+verifying more | cancel | undoing cancelled
+verifying more | pause | paused verifying more
 verifying back | verified equal | nearing back
 verifying back | verified different | releasing differ
+verifying back | verified a piece | verifying on back
+verifying back | verified a piece different | releasing differ
 verifying back | broke | releasing b
 verifying back | cancel | releasing cancelled
 verifying back | pause | paused verifying back
+verifying more back | verified equal | nearing back
+verifying more back | verified a piece | verifying on back
+verifying more back | verified a piece different | releasing differ
+verifying more back | verified different | releasing differ
+verifying more back | broke | releasing b
+verifying more back | cancel | releasing cancelled
+verifying more back | pause | paused verifying more back
 trying_way_back | way_back_tried | nearing
 trying_way_back | broke | undoing b
 trying_way_back | cancel | undoing cancelled
@@ -178,6 +205,7 @@ proving | proved | sealing
 proving | proved beyond | sealing beyond
 proving | proved short | undoing short
 proving | proved different | undoing differ
+proving | proved in part | undoing incomplete
 proving | fence_lost | catching_up last
 proving | broke | undoing b
 proving | cancel | undoing cancelled
@@ -185,6 +213,7 @@ proving last | proved | sealing last
 proving last | proved beyond | sealing beyond last
 proving last | proved short | undoing short
 proving last | proved different | undoing differ
+proving last | proved in part | undoing incomplete
 proving last | fence_lost | undoing late
 proving last | broke | undoing b
 proving last | cancel | undoing cancelled
@@ -192,6 +221,7 @@ proving back | proved | sealing back
 proving back | proved beyond | sealing beyond back
 proving back | proved short | releasing short
 proving back | proved different | releasing differ
+proving back | proved in part | releasing incomplete
 proving back | fence_lost | catching_up back last
 proving back | broke | releasing b
 proving back | cancel | releasing cancelled
@@ -199,6 +229,7 @@ proving back last | proved | sealing back last
 proving back last | proved beyond | sealing beyond back last
 proving back last | proved short | releasing short
 proving back last | proved different | releasing differ
+proving back last | proved in part | releasing incomplete
 proving back last | fence_lost | releasing late
 proving back last | broke | releasing b
 proving back last | cancel | releasing cancelled
@@ -242,6 +273,8 @@ fn following() -> Vec<(String, MigrationState)> {
     let releasing = |why: &str| S::Releasing { until: UNTIL, why: why.into() };
     let beyond = |leg| S::Sealing { leg, proof: proof(7, 9, &[]), deadline: DEADLINE };
     let paused = |at: S| S::Paused { at: Box::new(at) };
+    let more = |leg, rows| S::Verifying { leg, so_far: Some(Verification { rows, ..verified_so_far(&[]) }) };
+    let incomplete = "the comparison under the fence did not reach every range";
     let named = [
         ("failed b", S::Failed { why: "b".into() }),
         ("copying from start", S::Copying { fences_left: 1, cursor: None }),
@@ -252,10 +285,12 @@ fn following() -> Vec<(String, MigrationState)> {
         ("undoing late", undoing(late)),
         ("undoing differ", undoing(differ)),
         ("undoing short", undoing(short)),
+        ("undoing incomplete", undoing(incomplete)),
         ("releasing b", releasing("b")),
         ("releasing late", releasing(late)),
         ("releasing differ", releasing(differ)),
         ("releasing short", releasing(short)),
+        ("releasing incomplete", releasing(incomplete)),
         ("releasing cancelled", releasing("the rollback was cancelled")),
         ("sealing beyond", beyond(THERE)),
         ("sealing beyond last", beyond(THERE_LAST)),
@@ -264,7 +299,11 @@ fn following() -> Vec<(String, MigrationState)> {
         ("paused preparing", paused(S::Preparing { fences_left: 1 })),
         ("paused catching_up", paused(S::CatchingUp { leg: THERE })),
         ("paused catching_up back", paused(S::CatchingUp { leg: BACK })),
-        ("paused verifying", paused(S::Verifying { leg: THERE })),
+        ("paused verifying", paused(S::Verifying { leg: THERE, so_far: None })),
+        ("paused verifying more", paused(more(THERE, 1))),
+        ("paused verifying more back", paused(more(BACK, 1))),
+        ("verifying on", more(THERE, 10)),
+        ("verifying on back", more(BACK, 10)),
         ("paused trying_way_back", paused(S::TryingWayBack { fences_left: 1, verified: v() })),
         ("paused nearing", paused(S::Nearing { leg: THERE, verified: v() })),
         ("paused nearing back", paused(S::Nearing { leg: BACK, verified: v() })),
@@ -309,6 +348,7 @@ fn m4_nothing_but_a_whole_proof_leads_to_the_seal() {
             if let Ok((MigrationState::Sealing { proof, .. }, _)) = step(&state, &event) {
                 assert_eq!(state.name(), "proving", "{state_name} | {event_name}");
                 assert!(proof.applied >= proof.fence_at && proof.verification.differing.is_empty());
+                assert_eq!(proof.verification.next, None, "{state_name} | {event_name}");
             }
             if let Ok((MigrationState::Sealed { .. }, _)) = step(&state, &event) {
                 assert_eq!(state.name(), "sealing", "{state_name} | {event_name}");
@@ -370,4 +410,15 @@ fn states_and_actions_agree() {
         let json = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<MigrationState>(&json).unwrap(), state, "{json}");
     }
+}
+
+#[test]
+fn a_state_from_before_verification_came_in_pieces_is_read() {
+    let old = r#"{"state":"verifying","leg":{"way":"there","fences_left":1}}"#;
+    assert_eq!(
+        serde_json::from_str::<MigrationState>(old).unwrap(),
+        MigrationState::Verifying { leg: THERE, so_far: None }
+    );
+    let old = r#"{"ranges":3,"rows":10,"differing":[],"up_to":5}"#;
+    assert_eq!(serde_json::from_str::<Verification>(old).unwrap(), verified(&[]));
 }

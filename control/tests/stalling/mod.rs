@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use foreshard_domain::{BackendKind, Epoch, NodeId, Observation, RealTime, ShardId};
 use foreshard_migrator::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, Verification,
+    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,8 +44,8 @@ impl Backend for Stalling {
         self.inner.catch_up(spec).await
     }
 
-    async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError> {
-        self.inner.verify(spec).await
+    async fn verify(&self, spec: &MoveSpec, so_far: Option<&Verification>) -> Result<Verification, BackendError> {
+        self.inner.verify(spec, so_far).await
     }
 
     async fn try_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
@@ -88,11 +88,11 @@ impl Backend for Stalling {
         self.inner.reverse_catch_up(spec).await
     }
 
-    async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn undo(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         self.inner.undo(spec).await
     }
 
-    async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         self.inner.finish(spec).await
     }
 

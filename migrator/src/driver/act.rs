@@ -1,6 +1,7 @@
 //! Carrying out the actions of a state and telling what came of them.
 
 use foreshard_domain::RealTime;
+use futures::future::BoxFuture;
 
 use super::cut_over::{CutOver, CutOverLimits, CutOverObservation, decide_cut_over};
 use super::follow::Figures;
@@ -8,7 +9,7 @@ use super::{Driver, DriverError};
 use crate::cause::with_causes;
 use crate::store::MigrationRecord;
 use crate::transition::{Action, Event, MigrationState};
-use crate::{BackendError, CopyProgress, Position, Proof, Verification, Way};
+use crate::{BackendError, CopyProgress, Left, Position, Proof, Verification, Way};
 
 /// What came of the actions of a state.
 pub(super) struct Performed {
@@ -47,7 +48,7 @@ impl Driver {
             Action::Copy { cursor } => self.copy(record, cursor.as_deref()).await,
             Action::CatchUp { way } => self.catch_up(record, *way, false).await,
             Action::CloseIn { way } => self.catch_up(record, *way, true).await,
-            Action::Verify { way } => self.verify(record, *way).await,
+            Action::Verify { way, so_far } => self.verify(record, *way, so_far.as_ref()).await,
             Action::TryWayBack => {
                 let spec = record.spec(Way::There);
                 let done = self.call("trying the way back", None, || self.backend.try_way_back(&spec)).await;
@@ -74,13 +75,13 @@ impl Driver {
             Action::LiftFence { way } => self.give_back(record, *way).await,
             Action::Undo => {
                 let spec = record.spec(Way::There);
-                let done = self.call("undoing the move", None, || self.backend.undo(&spec)).await;
-                done.map(|()| Event::Undone.into()).map_err(|e| stuck(record, e))
+                self.remove(record, "undoing the move", || self.backend.undo(&spec)).await?;
+                Ok(Event::Undone.into())
             }
             Action::Finish { way } => {
                 let spec = record.spec(*way);
-                let done = self.call("removing the old copy", None, || self.backend.finish(&spec)).await;
-                done.map(|()| Event::Finished.into()).map_err(|e| stuck(record, e))
+                self.remove(record, "removing the old copy", || self.backend.finish(&spec)).await?;
+                Ok(Event::Finished.into())
             }
         }
     }
@@ -141,13 +142,33 @@ impl Driver {
         })
     }
 
-    async fn verify(&self, record: &MigrationRecord, way: Way) -> Result<Performed, DriverError> {
+    /// Compares the next piece; what has been found is committed, so that a restart goes on from there.
+    async fn verify(
+        &self,
+        record: &MigrationRecord,
+        way: Way,
+        so_far: Option<&Verification>,
+    ) -> Result<Performed, DriverError> {
         let spec = record.spec(way);
-        let done = self.call("comparing source and target", None, || self.backend.verify(&spec)).await;
+        let done = self.call("comparing source and target", None, || self.backend.verify(&spec, so_far)).await;
         self.or_broke(record, done, |verification| Performed {
             figures: Figures { verified_rows: Some(verification.rows), ..Figures::default() },
             events: vec![Event::Verified { verification }],
         })
+    }
+
+    /// Removes piece by piece until nothing is left. Every piece makes progress, so their number has no limit; before each
+    /// further one the store is asked who is in charge.
+    async fn remove<'a>(
+        &self,
+        record: &MigrationRecord,
+        doing: &str,
+        piece: impl Fn() -> BoxFuture<'a, Result<Left, BackendError>>,
+    ) -> Result<(), DriverError> {
+        while self.call(doing, None, &piece).await.map_err(|e| stuck(record, e))? == Left::More {
+            self.still_in_charge().await?;
+        }
+        Ok(())
     }
 
     async fn fence(&self, record: &MigrationRecord, way: Way, deadline: RealTime) -> Result<Performed, DriverError> {

@@ -51,7 +51,11 @@ pub(super) fn follow(
 
 /// Events that repeat often and change only figures would bury the others in the journal.
 fn is_progress_only(event: &Event) -> bool {
-    matches!(event, Event::Behind | Event::Copied { next: Some(_) })
+    match event {
+        Event::Behind | Event::Copied { next: Some(_) } => true,
+        Event::Verified { verification } => verification.next.is_some() && verification.differing.is_empty(),
+        _ => false,
+    }
 }
 
 pub(super) fn journal_row(record: &MigrationRecord, event: &Event, now: Moment) -> JournalRow {

@@ -222,6 +222,15 @@ impl Driver {
         self.store.read().await.map_err(|source| DriverError::Store { source })
     }
 
+    /// Fails if another controller has taken over, without a commit.
+    async fn still_in_charge(&self) -> Result<(), DriverError> {
+        let current = self.read().await?.term;
+        if current == self.term {
+            return Ok(());
+        }
+        Err(self.store_failed(StoreError::StaleTerm { term: self.term, current }))
+    }
+
     fn store_failed(&self, error: StoreError) -> DriverError {
         if matches!(error, StoreError::StaleTerm { .. }) {
             self.deposed.store(true, Ordering::SeqCst);

@@ -99,7 +99,7 @@ fn is_fulfilled(state: &MigrationState, request: &Event) -> bool {
         Event::Cancel => matches!(state, S::Undoing { ending: Ending::Cancelled } | S::Cancelled | S::Releasing { .. }),
         Event::RollBack { .. } => match state {
             S::CatchingUp { leg }
-            | S::Verifying { leg }
+            | S::Verifying { leg, .. }
             | S::Nearing { leg, .. }
             | S::Fencing { leg, .. }
             | S::Proving { leg, .. }

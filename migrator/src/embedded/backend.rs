@@ -14,14 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::compare::{Compared, Copies};
 use super::engine::{EmbeddedEngine, Member};
 use super::keys;
 use super::kv::KvSnapshot;
 use super::node::NodeError;
 use super::service::NodeService;
 use super::shard::Refusal;
-use crate::{BackendError, MoveSpec, Position, Verification};
+use crate::{BackendError, MoveSpec, Position};
 
 /// How moves are carried out.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +31,12 @@ pub struct MoveSettings {
     pub apply_changes: usize,
     /// Rows of one compared range.
     pub range_rows: usize,
+    /// Bytes compared by one call before the fence, at least one range.
+    pub verify_bytes: u64,
+    /// Changes compared by one call before the fence; no more need be left for the proof.
+    pub verify_changes: u64,
+    /// Rows, log entries and identifiers removed by one call, at least one batch of them.
+    pub remove_rows: usize,
     /// Most bytes copied per real second by all moves together; no limit if `None`.
     pub copy_bytes_per_s: Option<f64>,
     /// Units of service that copying a MiB takes from source and from target; comparing takes half.
@@ -48,6 +53,11 @@ impl Default for MoveSettings {
             chunk_bytes: 256 * 1024,
             apply_changes: 256,
             range_rows: 512,
+            // A commit of the state store for each; a few of them a second are cheap.
+            verify_bytes: 4 * 1024 * 1024,
+            verify_changes: 4096,
+            // A slow disk removes some ten thousand rows a second.
+            remove_rows: 200_000,
             copy_bytes_per_s: None,
             service_per_mib: 20.0,
             io_per_mib: 16.0,
@@ -197,70 +207,6 @@ impl EmbeddedBackend {
             }
         }
     }
-
-    /// Compares all of both copies, which stand at `upto`.
-    pub(super) async fn compare_all(
-        &self,
-        doing: &'static str,
-        spec: &MoveSpec,
-        ends: &Ends<'_>,
-        source: Arc<dyn KvSnapshot>,
-        upto: Position,
-        wait: bool,
-    ) -> Result<Verification, BackendError> {
-        let target = snapshot(doing, spec, ends.target, upto).await?;
-        let mut found = Verification { ranges: 0, rows: 0, differing: Vec::new(), up_to: upto };
-        let mut from = Some(keys::first(&spec.shard));
-        while let Some(at) = from {
-            let rows = self.settings.range_rows.max(1);
-            let compared = compare(doing, spec, ends, &source, &target, move |c| c.rows(&at, rows)).await?;
-            self.compared(ends, &compared, wait).await?;
-            found.ranges += 1;
-            found.rows += compared.rows;
-            found.differing.extend(compared.differs);
-            from = compared.next;
-        }
-        let ids = compare(doing, spec, ends, &source, &target, move |c| c.write_ids(None, upto)).await?;
-        found.ranges += 1;
-        found.differing.extend(ids.differs);
-        Ok(found)
-    }
-
-    async fn compared(&self, ends: &Ends<'_>, compared: &Compared, wait: bool) -> Result<(), BackendError> {
-        let mib = compared.bytes as f64 / MIB / 2.0;
-        for member in [ends.source, ends.target] {
-            self.work(member, mib * self.settings.service_per_mib, mib * self.settings.io_per_mib, wait).await?;
-        }
-        Ok(())
-    }
-
-    /// Compares what the source's log says has changed after `after`, at `upto`.
-    pub(super) async fn compare_changed(
-        &self,
-        doing: &'static str,
-        spec: &MoveSpec,
-        ends: &Ends<'_>,
-        source: Arc<dyn KvSnapshot>,
-        after: Position,
-        upto: Position,
-    ) -> Result<Verification, BackendError> {
-        let target = snapshot(doing, spec, ends.target, upto).await?;
-        let rows = self.settings.range_rows.max(1);
-        let changed: Vec<Vec<u8>> =
-            compare(doing, spec, ends, &source, &target, move |c| c.changed(after, upto)).await?.into_iter().collect();
-        let mut found = Verification { ranges: 0, rows: 0, differing: Vec::new(), up_to: upto };
-        for keys in changed.chunks(rows).map(<[Vec<u8>]>::to_vec) {
-            let compared = compare(doing, spec, ends, &source, &target, move |c| c.named(&keys)).await?;
-            self.compared(ends, &compared, false).await?;
-            found.ranges += 1;
-            found.rows += compared.rows;
-            found.differing.extend(compared.differs);
-        }
-        let ids = compare(doing, spec, ends, &source, &target, move |c| c.write_ids(Some(after), upto)).await?;
-        found.ranges += 1;
-        found.differing.extend(ids.differs);
-        Ok(found)
-    }
 }
 
 /// A snapshot of a copy, which must stand at exactly this position.
@@ -278,20 +224,4 @@ pub(super) async fn snapshot(
         return Err(BackendError::Fenced { doing: doing.to_owned(), why });
     }
     Ok(snapshot)
-}
-
-/// Compares something on a thread that may wait for a device.
-async fn compare<T: Send + 'static>(
-    doing: &str,
-    spec: &MoveSpec,
-    ends: &Ends<'_>,
-    source: &Arc<dyn KvSnapshot>,
-    target: &Arc<dyn KvSnapshot>,
-    work: impl FnOnce(&Copies<'_>) -> Result<T, NodeError> + Send + 'static,
-) -> Result<T, BackendError> {
-    let (shard, source, target) = (spec.shard.clone(), Arc::clone(source), Arc::clone(target));
-    ends.source
-        .call(move |_| work(&Copies { shard: &shard, source: source.as_ref(), target: target.as_ref() }))
-        .await
-        .map_err(|error| failed(doing, error, false))
 }

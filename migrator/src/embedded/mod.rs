@@ -34,6 +34,7 @@ mod router;
 mod service;
 mod shard;
 mod steps;
+mod verify;
 
 pub use backend::{EmbeddedBackend, MoveSettings};
 pub use engine::{EmbeddedEngine, EngineSettings};

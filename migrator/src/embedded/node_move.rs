@@ -8,7 +8,7 @@ use super::keys::{self, Entry};
 use super::kv::{Batch, Keyspace, KvSnapshot, Pairs};
 use super::node::{EmbeddedNode, NodeError};
 use super::shard::{Refusal, Removable, ShardMeta, ShardState};
-use crate::{Position, SourceState, Way};
+use crate::{Left, Position, SourceState, Way};
 
 impl EmbeddedNode {
     /// Makes the node the first owner of a new, empty shard.
@@ -58,13 +58,15 @@ impl EmbeddedNode {
         })
     }
 
-    /// `migration` needs the log only after `upto` (`None`: not at all); what nobody needs is removed.
+    /// `migration` needs the log only after `upto` (`None`: not at all); of what nobody needs, as much is removed as `piece`
+    /// allows.
     pub(super) fn release_log(
         &self,
         shard: &ShardId,
         migration: &MigrationId,
         upto: Option<Position>,
-    ) -> Result<(), NodeError> {
+        piece: &mut usize,
+    ) -> Result<Left, NodeError> {
         let unneeded = self.with_cell(shard, |cell| {
             let Some(meta) = cell.meta.clone() else { return Ok(Position(u64::MAX)) };
             let mut next = meta.clone();
@@ -89,26 +91,38 @@ impl EmbeddedNode {
             Position(u64::MAX) => keys::end(shard),
             Position(last) => keys::at(shard, Position(last + 1)),
         };
-        self.remove_range(shard, Keyspace::Log, &end)
+        self.remove_range(shard, Keyspace::Log, &end, piece)
     }
 
-    /// Removes a shard's pairs below `end`, piece by piece; the last piece makes all of them durable.
-    fn remove_range(&self, shard: &ShardId, keyspace: Keyspace, end: &[u8]) -> Result<(), NodeError> {
+    /// Removes a shard's pairs below `end`, up to `piece` of them, which is lessened by as many. The last batch makes all of
+    /// them durable.
+    fn remove_range(
+        &self,
+        shard: &ShardId,
+        keyspace: Keyspace,
+        end: &[u8],
+        piece: &mut usize,
+    ) -> Result<Left, NodeError> {
         let failed = |source| NodeError::store("removing rows of", shard, source);
         let snapshot = self.store.snapshot().map_err(failed)?;
         let mut from = keys::first(shard);
         loop {
-            let pairs = snapshot.range(keyspace, &from, end, SCAN_ROWS).map_err(failed)?;
-            let Some((last, _)) = pairs.last() else { return Ok(()) };
+            let most = SCAN_ROWS.min(*piece);
+            let pairs = snapshot.range(keyspace, &from, end, most.max(1)).map_err(failed)?;
+            let Some((last, _)) = pairs.last() else { return Ok(Left::Nothing) };
+            if most == 0 {
+                return Ok(Left::More);
+            }
             from = keys::after(last);
-            let more = pairs.len() == SCAN_ROWS;
+            let more = pairs.len() == most;
+            *piece -= pairs.len();
             let mut batch = if more { Batch::buffered() } else { Batch::new() };
             for (key, _) in pairs {
                 batch.remove(keyspace, key);
             }
             self.store.commit(batch).map_err(failed)?;
             if !more {
-                return Ok(());
+                return Ok(Left::Nothing);
             }
         }
     }
@@ -286,20 +300,28 @@ impl EmbeddedNode {
         })
     }
 
-    /// Removes a copy and all that belongs to it; nothing happens if there is none.
-    pub(super) fn purge(&self, shard: &ShardId, migration: &MigrationId, only: Removable) -> Result<(), NodeError> {
+    /// Removes a copy and all that belongs to it, as much as `piece` allows; nothing happens if there is none.
+    pub(super) fn purge(
+        &self,
+        shard: &ShardId,
+        migration: &MigrationId,
+        only: Removable,
+        piece: &mut usize,
+    ) -> Result<Left, NodeError> {
         if self.status(shard)?.is_none() {
-            return Ok(());
+            return Ok(Left::Nothing);
         }
         self.change(shard, |meta, _| meta.purge(migration, only))?;
         for keyspace in [Keyspace::Rows, Keyspace::WriteIds, Keyspace::Log] {
-            self.remove_range(shard, keyspace, &keys::end(shard))?;
+            if self.remove_range(shard, keyspace, &keys::end(shard), piece)? == Left::More {
+                return Ok(Left::More);
+            }
         }
         let mut batch = Batch::new();
         batch.remove(Keyspace::Meta, keys::first(shard));
         let removed = self.store.commit(batch).map_err(|source| NodeError::store("removing", shard, source));
         self.forget(shard);
-        removed
+        removed.map(|()| Left::Nothing)
     }
 
     /// Writes a probe of the way back.

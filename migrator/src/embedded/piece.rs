@@ -9,12 +9,18 @@ use super::node_move::read_write_ids;
 use crate::Position;
 
 /// Where a copy goes on: at this row. The identifiers of writes come with the first piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cursor {
     /// A full key.
-    row: Vec<u8>,
+    pub row: Vec<u8>,
 }
 
 impl Cursor {
+    /// Before all rows of a shard.
+    pub fn first(shard: &ShardId) -> Self {
+        Self { row: keys::first(shard) }
+    }
+
     /// As hexadecimal digits.
     pub fn text(&self) -> String {
         self.row.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -7,8 +7,10 @@ use super::backend::{EmbeddedBackend, Ends, MIB, failed, permanent, snapshot};
 use super::node::{EmbeddedNode, NodeError};
 use super::piece::{Cursor, read_piece};
 use super::shard::{Refusal, Removable, ShardState};
+use super::verify::{Pair, nothing_compared};
 use crate::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, Verification, Way,
+    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
+    Way,
 };
 
 fn object(kind: &str, node: &NodeId, spec: &MoveSpec) -> String {
@@ -160,21 +162,14 @@ impl Backend for EmbeddedBackend {
         Ok(Lag { changes: newest.0.saturating_sub(applied.0), applied })
     }
 
-    async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError> {
+    async fn verify(&self, spec: &MoveSpec, so_far: Option<&Verification>) -> Result<Verification, BackendError> {
         let doing = "verifying";
         let _turn = self.turn(&spec.shard).await;
         if spec.way == Way::Back {
             self.going_back().insert(spec.shard.clone());
         }
         let ends = self.ends(doing, spec)?;
-        let shard = spec.shard.clone();
-        let (at, source) = ends
-            .source
-            .call(move |node| node.snapshot_at(&shard))
-            .await
-            .map_err(|error| failed(doing, error, false))?;
-        self.apply_to(doing, spec, &ends, at, true).await?;
-        self.compare_all(doing, spec, &ends, source, at, true).await
+        self.compare_piece(doing, spec, &ends, so_far).await
     }
 
     async fn try_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
@@ -222,26 +217,23 @@ impl Backend for EmbeddedBackend {
         let doing = "proving";
         let _turn = self.turn(&spec.shard).await;
         let ends = self.ends(doing, spec)?;
-        if !verified.differing.is_empty() {
-            return Err(permanent(
-                doing,
-                format!("the verification found differences: {}", verified.differing.join(", ")),
-            ));
+        if !verified.differing.is_empty() || verified.next.is_some() {
+            let found = verified.differing.join(", ");
+            return Err(permanent(doing, format!("the verification is not complete or found differences: {found}")));
         }
         // Clients wait behind the fence: this work takes capacity, but no turn.
         let applied = self.apply_to(doing, spec, &ends, fence_at, false).await?;
         let source = snapshot(doing, spec, ends.source, fence_at).await?;
-        let shard = spec.shard.clone();
-        let logged = ends.source.call(move |node| node.status(&shard)).await;
-        let logged = logged
-            .map_err(|error| failed(doing, error, false))?
-            .and_then(|(meta, _)| meta.captures.get(&spec.migration).copied())
-            .is_some_and(|from| from <= verified.up_to);
-        let verification = if logged && verified.up_to <= fence_at {
-            self.compare_changed(doing, spec, &ends, source, verified.up_to, fence_at).await?
+        let pair = Pair::new(doing, spec, &ends, (fence_at, source), false).await?;
+        let after = verified.up_to;
+        let verification = if after <= fence_at && self.is_logged(&pair, after).await? {
+            let mut found = nothing_compared(after);
+            self.compare_changed(&pair, fence_at, &mut found).await?;
+            self.compare_write_ids(&pair, Some(after), &mut found).await?;
+            found
         } else {
             // The log no longer tells what has changed since: compare everything.
-            self.compare_all(doing, spec, &ends, source, fence_at, false).await?
+            self.compare_all(&pair).await?
         };
         Ok(Proof { fence_at, applied, verification })
     }
@@ -249,7 +241,8 @@ impl Backend for EmbeddedBackend {
     async fn seal(&self, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError> {
         let doing = "sealing";
         let ends = self.ends(doing, spec)?;
-        if !proof.verification.differing.is_empty() || proof.applied < proof.fence_at {
+        let compared = proof.verification.differing.is_empty() && proof.verification.next.is_none();
+        if !compared || proof.applied < proof.fence_at {
             let why = format!(
                 "the target is no equal copy: applied {:?} of {:?}, differing: {}",
                 proof.applied,
@@ -312,47 +305,50 @@ impl Backend for EmbeddedBackend {
             return Ok(Lag { changes: newest.0.saturating_sub(applied.0), applied });
         }
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
-        let released = ends.target.call(move |node| node.release_log(&shard, &migration, Some(applied))).await;
-        released.map_err(|error| failed(doing, error, false))?;
+        let mut piece = self.settings.remove_rows.max(1);
+        // What this call leaves goes with the next.
+        let release = move |node: &EmbeddedNode| node.release_log(&shard, &migration, Some(applied), &mut piece);
+        ends.target.call(release).await.map_err(|error| failed(doing, error, false))?;
         Ok(Lag { changes: newest.0.saturating_sub(applied.0), applied })
     }
 
-    async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn undo(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         let doing = "undoing the move";
         let _turn = self.turn(&spec.shard).await;
         let ends = self.ends(doing, spec)?;
         let fail = |error| failed(doing, error, false);
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
-        ends.source
-            .call(move |node| {
-                let Some((meta, _)) = node.status(&shard)? else { return Ok(()) };
-                if matches!(&meta.state, ShardState::Sealed { migration: by } if *by == migration) {
-                    let why = "it can no longer be undone, only finished or rolled back".to_owned();
-                    return Err(Refusal::State { state: meta.state.name(), why }.into());
-                }
-                if meta.is_readable() {
-                    node.unfence(&shard, &migration)?;
-                }
-                node.release_log(&shard, &migration, None)
-            })
-            .await
-            .map_err(fail)?;
+        let mut piece = self.settings.remove_rows.max(1);
+        let source = ends.source.call(move |node| {
+            let Some((meta, _)) = node.status(&shard)? else { return Ok((Left::Nothing, piece)) };
+            if matches!(&meta.state, ShardState::Sealed { migration: by } if *by == migration) {
+                let why = "it can no longer be undone, only finished or rolled back".to_owned();
+                return Err(Refusal::State { state: meta.state.name(), why }.into());
+            }
+            if meta.is_readable() {
+                node.unfence(&shard, &migration)?;
+            }
+            let left = node.release_log(&shard, &migration, None, &mut piece)?;
+            Ok((left, piece))
+        });
+        let (left, mut piece) = source.await.map_err(fail)?;
         self.engine.router().wake(&spec.shard);
+        if left == Left::More {
+            return Ok(Left::More);
+        }
         self.remove_probes(doing, spec, &ends).await?;
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
-        ends.target
-            .call(move |node| match node.status(&shard)? {
-                Some((meta, _)) if meta.state.is_filled_by(&migration) => {
-                    node.purge(&shard, &migration, Removable::Import)
-                }
-                // A copy that is not this migration's is none of its business.
-                _ => Ok(()),
-            })
-            .await
-            .map_err(fail)
+        let target = ends.target.call(move |node| match node.status(&shard)? {
+            Some((meta, _)) if meta.state.is_filled_by(&migration) => {
+                node.purge(&shard, &migration, Removable::Import, &mut piece)
+            }
+            // A copy that is not this migration's is none of its business.
+            _ => Ok(Left::Nothing),
+        });
+        target.await.map_err(fail)
     }
 
-    async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         let doing = "finishing the move";
         let _turn = self.turn(&spec.shard).await;
         let ends = self.ends(doing, spec)?;
@@ -364,10 +360,22 @@ impl Backend for EmbeddedBackend {
         }
         self.going_back().remove(&spec.shard);
         let shard = spec.shard.clone();
-        ends.source.call(move |node| node.purge(&shard, &migration, Removable::Sealed)).await.map_err(fail)?;
+        let mut piece = self.settings.remove_rows.max(1);
+        let purge = move |node: &EmbeddedNode| {
+            let left = node.purge(&shard, &migration, Removable::Sealed, &mut piece)?;
+            Ok((left, piece))
+        };
+        let (left, mut piece) = ends.source.call(purge).await.map_err(fail)?;
+        if left == Left::More {
+            return Ok(Left::More);
+        }
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
-        ends.target.call(move |node| node.release_log(&shard, &migration, None)).await.map_err(fail)?;
-        self.remove_probes(doing, spec, &ends).await
+        let release = move |node: &EmbeddedNode| node.release_log(&shard, &migration, None, &mut piece);
+        if ends.target.call(release).await.map_err(fail)? == Left::More {
+            return Ok(Left::More);
+        }
+        self.remove_probes(doing, spec, &ends).await?;
+        Ok(Left::Nothing)
     }
 
     async fn observe(&self) -> Result<Vec<Observation>, BackendError> {

@@ -27,9 +27,9 @@ pub enum Event {
     Behind,
     /// The target is near enough for the comparison.
     CaughtUp,
-    /// Source and target have been compared.
+    /// Source and target have been compared, or a piece of them.
     Verified {
-        /// What was found.
+        /// What has been found so far; all of it if it has no `next`.
         verification: Verification,
     },
     /// The way back works.
@@ -173,6 +173,8 @@ pub enum Action {
     Verify {
         /// There or back.
         way: Way,
+        /// What has been found so far; `None` at the beginning.
+        so_far: Option<Verification>,
     },
     /// Try the way back (M8).
     TryWayBack,

@@ -10,6 +10,9 @@
 //!                done <- finishing <- reversible <- routing <- opening <- sealed <-----+
 //! ```
 //!
+//! Copying and verifying go piece by piece: such a state returns to itself until the last piece is done, and each piece is
+//! committed, so that a restart goes on behind it and a request takes effect before the next.
+//!
 //! A rollback leaves `reversible` for `catching_up` on the leg back and goes through the same states a second time, with
 //! source and target swapped, to `rolled_back`. Before the seal a move goes back to where it came from (`undoing`, on the
 //! leg back `releasing`), after it only forward.

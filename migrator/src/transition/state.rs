@@ -82,6 +82,9 @@ pub enum MigrationState {
     Verifying {
         /// There or back.
         leg: Leg,
+        /// What has been found so far, with the cursor from which to go on; `None` at the beginning.
+        #[serde(default)]
+        so_far: Option<Verification>,
     },
     /// The way back is being tried (M8).
     TryingWayBack {
@@ -248,7 +251,7 @@ impl MigrationState {
             Self::Preparing { .. } => vec![Action::Prepare],
             Self::Copying { cursor, .. } => vec![Action::Copy { cursor: cursor.clone() }],
             Self::CatchingUp { leg } => vec![Action::CatchUp { way: leg.way() }],
-            Self::Verifying { leg } => vec![Action::Verify { way: leg.way() }],
+            Self::Verifying { leg, so_far } => vec![Action::Verify { way: leg.way(), so_far: so_far.clone() }],
             Self::TryingWayBack { .. } => vec![Action::TryWayBack],
             Self::Nearing { leg, .. } => vec![Action::CloseIn { way: leg.way() }],
             Self::Fencing { leg, deadline, .. } => vec![Action::Fence { way: leg.way(), deadline: *deadline }],
@@ -418,7 +421,7 @@ impl MigrationState {
             | Self::Cancelled
             | Self::Failed { .. } => Tenure::First,
             Self::CatchingUp { leg }
-            | Self::Verifying { leg }
+            | Self::Verifying { leg, .. }
             | Self::Nearing { leg, .. }
             | Self::Fencing { leg, .. }
             | Self::Proving { leg, .. }

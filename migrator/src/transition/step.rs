@@ -42,9 +42,11 @@ fn next(state: &MigrationState, event: &Event) -> Result<MigrationState, Illegal
         }
         (S::Copying { fences_left, .. }, E::CopyLost) => S::Copying { fences_left: *fences_left, cursor: None },
         (S::CatchingUp { .. } | S::Nearing { .. }, E::Behind) => state.clone(),
-        (S::CatchingUp { leg }, E::CaughtUp) => S::Verifying { leg: *leg },
-        (S::Verifying { leg }, E::Verified { verification }) => match (differences(verification), *leg) {
+        (S::CatchingUp { leg }, E::CaughtUp) => S::Verifying { leg: *leg, so_far: None },
+        (S::Verifying { leg, .. }, E::Verified { verification }) => match (differences(verification), *leg) {
+            // One difference is enough to give up; comparing the rest would only take longer.
             (Some(why), leg) => give_up(leg, why),
+            (None, leg) if verification.next.is_some() => S::Verifying { leg, so_far: Some(verification.clone()) },
             (None, Leg::There { fences_left }) => S::TryingWayBack { fences_left, verified: verification.clone() },
             (None, leg @ Leg::Back { .. }) => S::Nearing { leg, verified: verification.clone() },
         },
@@ -91,7 +93,7 @@ fn next(state: &MigrationState, event: &Event) -> Result<MigrationState, Illegal
         }
         (
             S::CatchingUp { leg }
-            | S::Verifying { leg }
+            | S::Verifying { leg, .. }
             | S::Nearing { leg, .. }
             | S::Fencing { leg, .. }
             | S::Proving { leg, .. },
@@ -126,6 +128,9 @@ fn failure_of(proof: &Proof) -> Option<String> {
             "the target stopped at position {}, before the fence at {}",
             proof.applied.0, proof.fence_at.0
         ));
+    }
+    if proof.verification.next.is_some() {
+        return Some("the comparison under the fence did not reach every range".to_owned());
     }
     differences(&proof.verification)
 }

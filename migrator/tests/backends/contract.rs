@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use foreshard_domain::{Clock, Consistency, Epoch, ManualClock, MigrationId, NodeId, ShardId};
-use foreshard_migrator::{Backend, BackendError, MoveSpec, Position, Proof, SourceState, Verification, Way};
+use foreshard_migrator::{Backend, BackendError, Left, MoveSpec, Position, Proof, SourceState, Verification, Way};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -105,9 +105,27 @@ impl<'a> Moving<'a> {
     }
 
     pub async fn verify(&self) -> Verification {
-        let verified = self.backend().verify(&self.spec).await.unwrap();
+        let verified = self.compare().await;
         assert_eq!(verified.differing, Vec::<String>::new());
         verified
+    }
+
+    /// All pieces of the comparison before the fence.
+    pub async fn compare(&self) -> Verification {
+        let mut found = self.backend().verify(&self.spec, None).await.unwrap();
+        while found.next.is_some() {
+            found = self.backend().verify(&self.spec, Some(&found)).await.unwrap();
+        }
+        found
+    }
+
+    /// Undoes the move; how many calls that takes.
+    pub async fn undo(&self) -> usize {
+        let mut calls = 1;
+        while self.backend().undo(&self.spec).await.unwrap() == Left::More {
+            calls += 1;
+        }
+        calls
     }
 
     pub async fn fence(&self, limit_ms: u64) -> Position {
@@ -148,6 +166,15 @@ impl<'a> Moving<'a> {
         self.spec = self.spec.reversed(epoch);
         assert_eq!(self.bench.rows(&self.spec.source).await, self.expected, "the new owner has everything");
     }
+}
+
+/// Finishes a move; how many calls that takes.
+async fn finish(bench: &dyn Bench, spec: &MoveSpec) -> usize {
+    let mut calls = 1;
+    while bench.backend().finish(spec).await.unwrap() == Left::More {
+        calls += 1;
+    }
+    calls
 }
 
 fn is_fenced<T: std::fmt::Debug>(result: Result<T, BackendError>) {
@@ -249,7 +276,7 @@ pub async fn m4_a_planted_difference_stops_the_seal(bench: &dyn Bench) {
     let (key, value) = moving.expected.iter().nth(20).map(|(k, v)| (k.clone(), v.clone())).unwrap();
     for planted in [Some(b"another value".as_slice()), None] {
         bench.plant(&moving.spec.target, &key, planted).await;
-        let found = bench.backend().verify(&moving.spec).await.unwrap();
+        let found = moving.compare().await;
         assert_eq!(found.differing.len(), 1, "{found:?}");
         let fence_at = moving.fence(1000).await;
         assert!(bench.backend().prove(&moving.spec, fence_at, &found).await.is_err());
@@ -258,7 +285,7 @@ pub async fn m4_a_planted_difference_stops_the_seal(bench: &dyn Bench) {
     bench.plant(&moving.spec.target, &key, Some(&value)).await;
     moving.verify().await;
     bench.plant(&moving.spec.target, b"one too many", Some(b"v")).await;
-    assert_eq!(bench.backend().verify(&moving.spec).await.unwrap().differing.len(), 1);
+    assert_eq!(moving.compare().await.differing.len(), 1);
     bench.plant(&moving.spec.target, b"one too many", None).await;
 
     // A row that is changed between verification and fence and goes wrong on the way.
@@ -271,6 +298,11 @@ pub async fn m4_a_planted_difference_stops_the_seal(bench: &dyn Bench) {
     assert_eq!(proof.verification.differing.len(), 1, "{proof:?}");
     assert!(bench.backend().seal(&moving.spec, &proof).await.is_err());
     assert_eq!(bench.backend().source_state(&moving.spec).await.unwrap(), SourceState::Fenced);
+    // Nor does one of a comparison that is not complete.
+    let mut part = proof.clone();
+    part.verification.differing.clear();
+    part.verification.next = Some("somewhere".to_owned());
+    assert!(bench.backend().seal(&moving.spec, &part).await.is_err());
     // Nor does a proof that does not reach the fence.
     let mut short = proof.clone();
     short.verification.differing.clear();
@@ -309,7 +341,7 @@ pub async fn undo_twice_is_undo_once(bench: &dyn Bench) {
             moving.fence(1_000_000).await;
         }
         for _ in 0..2 {
-            bench.backend().undo(&moving.spec).await.unwrap();
+            moving.undo().await;
             assert_eq!(bench.things(&moving.spec.target).await, 0, "stage {stage}");
             assert_eq!(bench.things(&moving.spec.source).await, clean, "stage {stage}");
         }
@@ -337,7 +369,7 @@ pub async fn rollback_brings_back_every_change(bench: &dyn Bench) {
     moving.cut_over(&verified).await;
     assert_eq!(moving.spec.source, there.source);
     for _ in 0..2 {
-        bench.backend().finish(&back).await.unwrap();
+        finish(bench, &back).await;
         assert_eq!(bench.things(&back.source).await, 0, "rollback twice is rollback once");
     }
     moving.write(10).await;
@@ -359,7 +391,7 @@ pub async fn m5_finish_removes_the_source_and_the_log(bench: &dyn Bench) {
     moving.spec = there.reversed(Epoch(2));
     moving.write(20).await;
     for _ in 0..2 {
-        bench.backend().finish(&there).await.unwrap();
+        finish(bench, &there).await;
         assert_eq!(bench.things(&there.source).await, 0);
     }
     moving.write(10).await;
@@ -424,4 +456,87 @@ pub async fn preflight_tells_everything_at_once(bench: &dyn Bench) {
     );
     let objects = bench.backend().external_objects(&spec());
     assert!(!objects.is_empty() && objects.iter().all(|name| name.contains("shard")), "{objects:?}");
+}
+
+/// A comparison goes on where it stopped, in however many calls, while writes go on before and behind its cursor; what they
+/// change is found by it or by the proof.
+pub async fn m4_a_comparison_in_pieces_misses_nothing(bench: &dyn Bench) {
+    let mut moving = Moving::new(bench, 300).await;
+    moving.prepare().await;
+    moving.copy_from(None).await;
+    moving.catch_up().await;
+    let whole = moving.verify().await;
+    let mut pieces = 1;
+    let mut found = bench.backend().verify(&moving.spec, None).await.unwrap();
+    let first = found.clone();
+    while found.next.is_some() {
+        moving.write(3).await;
+        // A piece whose answer was lost is compared again, with the same result.
+        for _ in 0..2 {
+            let again = bench.backend().verify(&moving.spec, Some(&found)).await.unwrap();
+            assert!(again.ranges > found.ranges && again.up_to >= found.up_to, "{found:?}, {again:?}");
+            assert_eq!(again.differing, Vec::<String>::new());
+            if pieces % 2 == 0 {
+                found = again;
+                break;
+            }
+        }
+        pieces += 1;
+        assert!(pieces < 10_000, "it comes to an end");
+    }
+    assert!(pieces >= bench.pieces(), "{pieces} pieces");
+    assert!(first.rows < whole.rows && found.rows >= whole.rows, "{first:?}, {found:?}, {whole:?}");
+    assert!(
+        bench
+            .backend()
+            .verify(&moving.spec, Some(&Verification { next: Some("x".into()), ..found.clone() }))
+            .await
+            .is_err()
+    );
+
+    // What is proven is all that has changed since: a fault behind the cursor is found as well.
+    let fence_at = moving.fence(1000).await;
+    moving.prove(fence_at, &found).await;
+    assert!(bench.backend().prove(&moving.spec, fence_at, &first).await.is_err(), "half a comparison proves nothing");
+    bench.backend().unfence(&moving.spec).await.unwrap();
+    let first = bench.backend().verify(&moving.spec, None).await.unwrap();
+    moving.write(307).await;
+    moving.catch_up().await;
+    let key = moving.expected.keys().next().unwrap().clone();
+    bench.plant(&moving.spec.target, &key, Some(b"gone wrong")).await;
+    let mut found = first;
+    while found.next.is_some() {
+        found = bench.backend().verify(&moving.spec, Some(&found)).await.unwrap();
+    }
+    let fence_at = moving.fence(1000).await;
+    let proof = bench.backend().prove(&moving.spec, fence_at, &found).await;
+    assert!(proof.is_err() || proof.is_ok_and(|proof| !proof.verification.differing.is_empty()));
+}
+
+/// What is removed is removed in pieces, each of which leaves less (M5).
+pub async fn m5_a_large_copy_is_removed_in_pieces(bench: &dyn Bench) {
+    let mut moving = Moving::new(bench, 300).await;
+    let clean = bench.things(&moving.spec.source).await;
+    moving.prepare().await;
+    moving.copy_from(None).await;
+    moving.write(100).await;
+    moving.catch_up().await;
+    let things = async || bench.things(&moving.spec.source).await + bench.things(&moving.spec.target).await;
+    let mut left = things().await;
+    while bench.backend().undo(&moving.spec).await.unwrap() == Left::More {
+        let now = things().await;
+        assert!(now < left, "{now} of {left} are left");
+        assert_eq!(bench.backend().source_state(&moving.spec).await.unwrap(), SourceState::Open);
+        left = now;
+    }
+    assert!(bench.things(&moving.spec.target).await == 0 && bench.things(&moving.spec.source).await >= clean);
+    let verified = moving.up_to_verified().await;
+    assert!(moving.undo().await >= bench.pieces(), "{verified:?}");
+    let verified = moving.up_to_verified().await;
+    let there = moving.spec.clone();
+    moving.cut_over(&verified).await;
+    moving.write(100).await;
+    assert!(finish(bench, &there).await >= bench.pieces());
+    assert_eq!(bench.things(&there.source).await, 0);
+    assert_eq!(bench.rows(&there.target).await, moving.expected);
 }

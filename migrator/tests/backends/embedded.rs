@@ -29,7 +29,7 @@ impl EmbeddedBench {
         let settings = EngineSettings { write_id_window: 64, ..EngineSettings::default() };
         let engine = Arc::new(EmbeddedEngine::new(nodes, clock.clone(), settings).unwrap());
         engine.create_shard(&shard(), &node("source"), Epoch(1)).await.unwrap();
-        let settings = MoveSettings { chunk_bytes: 256, apply_changes: 7, range_rows: 8, ..MoveSettings::default() };
+        let settings = MoveSettings { chunk_bytes: 256, apply_changes: 7, range_rows: 8, ..small() };
         let backend = EmbeddedBackend::new(Arc::clone(&engine), settings, clock.clone());
         Self { clock, engine, backend, stores }
     }
@@ -40,6 +40,11 @@ impl EmbeddedBench {
             self.stores[node].snapshot().unwrap().range(keyspace, b"shard\0", b"shard\x01", usize::MAX).unwrap();
         pairs.into_iter().map(|(key, value)| (key[b"shard\0".len()..].to_vec(), value)).collect()
     }
+}
+
+/// Everything takes several calls.
+fn small() -> MoveSettings {
+    MoveSettings { verify_bytes: 512, verify_changes: 10, remove_rows: 40, ..MoveSettings::default() }
 }
 
 fn shard() -> ShardId {
@@ -111,7 +116,9 @@ keeps_the_contract! {
     m1_a_retry_after_the_cut_over_is_made_once
     m2_write_with_old_epoch_is_refused
     m3_the_target_opens_only_in_a_new_epoch
+    m4_a_comparison_in_pieces_misses_nothing
     m4_a_planted_difference_stops_the_seal
+    m5_a_large_copy_is_removed_in_pieces
     m5_finish_removes_the_source_and_the_log
     m7_fence_expires_by_itself
     m8_the_way_back_is_tried_without_a_trace
@@ -119,4 +126,43 @@ keeps_the_contract! {
     preflight_tells_everything_at_once
     rollback_brings_back_every_change
     undo_twice_is_undo_once
+}
+
+#[tokio::test]
+async fn a_long_comparison_leaves_little_to_the_proof() {
+    let bench = in_memory().await;
+    let mut moving = contract::Moving::new(&bench, 300).await;
+    moving.prepare().await;
+    moving.copy_from(None).await;
+    moving.catch_up().await;
+    let mut found = bench.backend.verify(&moving.spec, None).await.unwrap();
+    let begun = found.up_to;
+    let mut written = 0;
+    while found.next.is_some() {
+        moving.write(4).await;
+        written += 4;
+        found = bench.backend.verify(&moving.spec, Some(&found)).await.unwrap();
+    }
+    let (_, newest) = bench.engine.node(&node("source")).unwrap().status(&shard()).unwrap().unwrap();
+    assert_eq!(newest.0, begun.0 + written);
+    assert!(written > 40 && newest.0 - found.up_to.0 <= small().verify_changes, "{written} written, {found:?}");
+}
+
+#[tokio::test]
+async fn a_comparison_that_the_source_outruns_comes_to_an_end() {
+    let bench = in_memory().await;
+    let mut moving = contract::Moving::new(&bench, 300).await;
+    moving.prepare().await;
+    moving.copy_from(None).await;
+    moving.catch_up().await;
+    let mut found = bench.backend.verify(&moving.spec, None).await.unwrap();
+    let mut pieces = 0;
+    while found.next.is_some() {
+        moving.write(50).await;
+        found = bench.backend.verify(&moving.spec, Some(&found)).await.unwrap();
+        pieces += 1;
+        assert!(pieces < 500, "{found:?}");
+    }
+    let fence_at = moving.fence(1000).await;
+    moving.prove(fence_at, &found).await;
 }

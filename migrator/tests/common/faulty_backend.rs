@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use foreshard_domain::{BackendKind, Epoch, NodeId, Observation, RealTime, ShardId};
 use foreshard_migrator::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, Verification,
+    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
 };
 use futures::future::BoxFuture;
 use std::future::Future;
@@ -103,8 +103,8 @@ impl Backend for FaultyBackend {
         Ok(Lag { changes: self.always_behind.unwrap_or(lag.changes), ..lag })
     }
 
-    async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError> {
-        self.pass(self.inner.verify(spec)).await
+    async fn verify(&self, spec: &MoveSpec, so_far: Option<&Verification>) -> Result<Verification, BackendError> {
+        self.pass(self.inner.verify(spec, so_far)).await
     }
 
     async fn try_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
@@ -143,11 +143,11 @@ impl Backend for FaultyBackend {
         self.pass(self.inner.reverse_catch_up(spec)).await
     }
 
-    async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn undo(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         self.pass(self.inner.undo(spec)).await
     }
 
-    async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         self.pass(self.inner.finish(spec)).await
     }
 

@@ -6,7 +6,7 @@ use foreshard_domain::{
     BackendKind, Clock, Consistency, Epoch, ManualClock, NodeId, Observation, Owner, RealTime, ShardId, Timestamp,
 };
 use foreshard_migrator::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, MoveSpec, Position, Proof, SourceState, StateStore,
+    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, StateStore,
     Verification, Way,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +49,8 @@ pub struct Inner {
     written: u64,
     /// The target's copy gets a row wrong that no client writes, while this call runs.
     pub damage_in: Option<&'static str>,
+    /// Calls that compared.
+    pub verify_pieces: u32,
     /// The controller sleeps this long after proving.
     pub sleep_after_proof_ms: Vec<i64>,
 }
@@ -118,7 +120,21 @@ impl Inner {
         let (source, target) = (self.copy(&spec.source)?.rows.clone(), self.copy(&spec.target)?.rows.clone());
         let keys: BTreeSet<u64> = source.keys().chain(target.keys()).copied().collect();
         let differing = keys.iter().filter(|k| source.get(k) != target.get(k)).map(|k| format!("row {k}")).collect();
-        Ok(Verification { ranges: 1, rows: source.len() as u64, differing, up_to: Position(upto) })
+        Ok(Verification { ranges: 1, rows: source.len() as u64, differing, up_to: Position(upto), next: None })
+    }
+
+    /// Removes five rows of a copy, or the copy when it is empty.
+    fn remove_piece(&mut self, node: &NodeId) -> Left {
+        let Some(copy) = self.copies.get_mut(node) else { return Left::Nothing };
+        let before = copy.rows.len();
+        for _ in 0..5 {
+            copy.rows.pop_first();
+        }
+        if before > 5 {
+            return Left::More;
+        }
+        self.copies.remove(node);
+        Left::Nothing
     }
 
     fn damage(&mut self, call: &str, spec: &MoveSpec) {
@@ -217,12 +233,24 @@ impl Backend for World {
         self.enter().apply(&spec.source, &spec.target, usize::MAX, 2)
     }
 
-    async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError> {
+    /// Three keys a call.
+    async fn verify(&self, spec: &MoveSpec, so_far: Option<&Verification>) -> Result<Verification, BackendError> {
         let mut inner = self.enter();
         inner.apply(&spec.source, &spec.target, usize::MAX, usize::MAX)?;
         inner.damage("verify", spec);
         let upto = Self::end_of_log(&mut inner, &spec.source)?;
-        inner.compare(spec, upto)
+        let empty = Verification { ranges: 0, rows: 0, differing: Vec::new(), up_to: Position(upto), next: None };
+        let mut found = so_far.cloned().unwrap_or(empty);
+        let from: u64 = found.next.as_deref().map_or(0, |next| next.parse().unwrap());
+        let last = inner.copies.values().filter_map(|copy| copy.rows.keys().last().copied()).max().unwrap_or(0);
+        let differing = inner.compare(spec, upto)?.differing;
+        let here = (from..from + 3).map(|key| format!("row {key}"));
+        found.differing.extend(here.filter(|row| differing.contains(row)));
+        found.ranges += 1;
+        found.rows += inner.copy(&spec.source)?.rows.range(from..from + 3).count() as u64;
+        found.next = Some(from + 3).filter(|next| *next <= last).map(|next| next.to_string());
+        inner.verify_pieces += 1;
+        Ok(found)
     }
 
     async fn try_way_back(&self, _: &MoveSpec) -> Result<(), BackendError> {
@@ -327,19 +355,21 @@ impl Backend for World {
         self.enter().apply(&spec.target, &spec.source, usize::MAX, 2)
     }
 
-    async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn undo(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         let mut inner = self.enter();
         let source = inner.copy(&spec.source)?;
         let open = source.mode == Mode::Open;
         source.log = None;
         inner.check(open, "M7: undone while the source is not open");
-        inner.copies.remove(&spec.target);
+        if inner.remove_piece(&spec.target) == Left::More {
+            return Ok(Left::More);
+        }
         inner.objects.clear();
         inner.probed = false;
-        Ok(())
+        Ok(Left::Nothing)
     }
 
-    async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         let now = self.clock.model();
         let mut inner = self.enter();
         let due = spec.way == Way::Back || inner.kept_until.is_some_and(|until| until <= now);
@@ -347,10 +377,12 @@ impl Backend for World {
         if inner.copies.get(&spec.source).is_some_and(|c| c.mode != Mode::Sealed) {
             inner.violations.push("removed a copy that is not sealed".into());
         }
-        inner.copies.remove(&spec.source);
+        if inner.remove_piece(&spec.source) == Left::More {
+            return Ok(Left::More);
+        }
         inner.copy(&spec.target)?.log = None;
         inner.objects.clear();
-        Ok(())
+        Ok(Left::Nothing)
     }
 
     async fn observe(&self) -> Result<Vec<Observation>, BackendError> {

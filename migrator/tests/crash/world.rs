@@ -10,8 +10,8 @@ use foreshard_migrator::embedded::{
     ShardState,
 };
 use foreshard_migrator::{
-    Backend, BackendError, Capabilities, Change, CopyProgress, Driver, DriverConfig, DriverError, Lag, MigrationState,
-    MoveSpec, Position, Proof, SourceState, State, StateStore, StoreError, Verification,
+    Backend, BackendError, Capabilities, Change, CopyProgress, Driver, DriverConfig, DriverError, Lag, Left,
+    MigrationState, MoveSpec, Position, Proof, SourceState, State, StateStore, StoreError, Verification,
 };
 use foreshard_policy::{Move, Reason, RuleName};
 use std::collections::BTreeMap;
@@ -48,6 +48,11 @@ pub struct World {
 
 fn shard() -> ShardId {
     ShardId::new("shard").unwrap()
+}
+
+/// Everything takes several calls, so that there are crashes in between.
+fn small() -> MoveSettings {
+    MoveSettings { verify_bytes: 64, verify_changes: 2, remove_rows: 9, ..MoveSettings::default() }
 }
 
 fn node(name: &str) -> NodeId {
@@ -130,7 +135,7 @@ impl World {
     async fn controller(&self, engine: &Arc<EmbeddedEngine>, goal: Goal) -> Result<(), DriverError> {
         let store = self.state_store();
         let term = store.take_leadership("controller").await.map_err(|source| DriverError::Store { source })?;
-        let settings = MoveSettings { chunk_bytes: 64, apply_changes: 5, range_rows: 3, ..MoveSettings::default() };
+        let settings = MoveSettings { chunk_bytes: 64, apply_changes: 5, range_rows: 3, ..small() };
         let backend = Accompanied {
             inner: EmbeddedBackend::new(Arc::clone(engine), settings, self.clock.clone()),
             engine: Arc::clone(engine),
@@ -413,8 +418,8 @@ impl Backend for Accompanied {
         accompanied!(self, self.inner.catch_up(spec))
     }
 
-    async fn verify(&self, spec: &MoveSpec) -> Result<Verification, BackendError> {
-        accompanied!(self, self.inner.verify(spec))
+    async fn verify(&self, spec: &MoveSpec, so_far: Option<&Verification>) -> Result<Verification, BackendError> {
+        accompanied!(self, self.inner.verify(spec, so_far))
     }
 
     async fn try_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
@@ -439,6 +444,7 @@ impl Backend for Accompanied {
 
     async fn seal(&self, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError> {
         assert!(proof.applied >= proof.fence_at && proof.verification.differing.is_empty(), "M4");
+        assert_eq!(proof.verification.next, None, "M4");
         accompanied!(self, self.inner.seal(spec, proof))
     }
 
@@ -461,11 +467,11 @@ impl Backend for Accompanied {
         accompanied!(self, self.inner.reverse_catch_up(spec))
     }
 
-    async fn undo(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn undo(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         accompanied!(self, self.inner.undo(spec))
     }
 
-    async fn finish(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+    async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         accompanied!(self, self.inner.finish(spec))
     }
 
