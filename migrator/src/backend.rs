@@ -4,7 +4,9 @@
 //! and ordered by the engine.
 
 use async_trait::async_trait;
-use foreshard_domain::{BackendKind, Consistency, Epoch, MigrationId, NodeId, Observation, RealTime, ShardId};
+use foreshard_domain::{
+    BackendKind, Consistency, Epoch, LeaderTerm, MigrationId, NodeId, Observation, RealTime, ShardId,
+};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -188,6 +190,15 @@ pub trait Backend: Send + Sync {
     /// exists (M6).
     fn external_objects(&self, spec: &MoveSpec) -> Vec<String>;
 
+    /// Puts a leader term in charge: from now on the engine itself refuses calls of controllers of earlier terms, if it can
+    /// tell them apart. The driver calls it before any other work of its term.
+    ///
+    /// # Errors
+    /// [`BackendError::Fenced`] if a later term is in charge.
+    async fn take_over(&self, _term: LeaderTerm) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Read-only checks before anything is changed; all findings at once in the error.
     async fn preflight(&self, spec: &MoveSpec) -> Result<(), BackendError>;
 
@@ -241,6 +252,13 @@ pub trait Backend: Send + Sync {
 
     /// Sends clients to the owner and releases their queued writes.
     async fn route(&self, shard: &ShardId, owner: &NodeId, epoch: Epoch) -> Result<(), BackendError>;
+
+    /// After clients have been sent to the target: ends what the way there has left running and lets changes of the target be
+    /// carried back to the old source from now on, without anybody's help. Gets the spec of [`Way::There`]. Nothing to do for
+    /// an engine that records changes from [`Backend::open_target`] on and carries them when asked.
+    async fn open_way_back(&self, _spec: &MoveSpec) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Carries changes of the target back to the old source, so that it can take over again; returns how far it is behind.
     /// Gets the spec of [`Way::There`].

@@ -64,6 +64,7 @@ fn result_of(record: &MigrationRecord) -> Option<(OutcomeResult, Timestamp)> {
         | S::Sealed { .. }
         | S::Opening { .. }
         | S::Routing { .. }
+        | S::OpeningWayBack { .. }
         | S::Finishing { way: Way::Back }
         | S::Undoing { .. }
         | S::Paused { .. } => None,

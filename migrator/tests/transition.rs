@@ -46,6 +46,7 @@ fn states() -> Vec<(String, MigrationState)> {
         ("opening back".into(), S::Opening { way: Way::Back, epoch: Epoch(2) }),
         ("routing".into(), S::Routing { way: Way::There, epoch: Epoch(2) }),
         ("routing back".into(), S::Routing { way: Way::Back, epoch: Epoch(2) }),
+        ("opening_way_back".into(), S::OpeningWayBack { until: UNTIL }),
         ("reversible".into(), S::Reversible { until: UNTIL }),
         ("releasing".into(), S::Releasing { until: UNTIL, why: "w".into() }),
         ("finishing".into(), S::Finishing { way: Way::There }),
@@ -104,6 +105,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("owner_switched", E::OwnerSwitched { epoch: Epoch(2) }),
         ("target_opened", E::TargetOpened),
         ("routed", E::Routed { until: UNTIL }),
+        ("way_back_opened", E::WayBackOpened),
         ("broke", E::Broke { why: "b".into() }),
         ("undone", E::Undone),
         ("released", E::Released),
@@ -245,7 +247,8 @@ sealed | owner_switched | opening
 sealed back | owner_switched | opening back
 opening | target_opened | routing
 opening back | target_opened | routing back
-routing | routed | reversible
+routing | routed | opening_way_back
+opening_way_back | way_back_opened | reversible
 routing back | routed | finishing back
 reversible | roll_back | catching_up back
 reversible | finish due | finishing
@@ -368,7 +371,8 @@ fn m5_the_source_is_kept_until_its_retention_is_over() {
 
 #[test]
 fn m7_past_the_seal_every_legal_event_leads_forward() {
-    let forward = ["sealed", "opening", "routing", "reversible", "finishing", "done", "rolled_back"];
+    let forward =
+        ["sealed", "opening", "routing", "opening_way_back", "reversible", "finishing", "done", "rolled_back"];
     for (state_name, state) in states().into_iter().filter(|(_, s)| s.must_go_forward()) {
         let place = |name: &str| forward.iter().position(|f| *f == name);
         for (event_name, event) in events() {

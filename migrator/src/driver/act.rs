@@ -72,6 +72,11 @@ impl Driver {
                 let until = self.clock.model().plus_ms(self.config.retention_ms.max(0));
                 Ok(Event::Routed { until }.into())
             }
+            Action::OpenWayBack => {
+                let spec = record.spec(Way::There);
+                let done = self.call("opening the way back", None, || self.backend.open_way_back(&spec)).await;
+                done.map(|()| Event::WayBackOpened.into()).map_err(|e| stuck(record, e))
+            }
             Action::LiftFence { way } => self.give_back(record, *way).await,
             Action::Undo => {
                 let spec = record.spec(Way::There);

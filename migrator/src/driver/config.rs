@@ -76,6 +76,15 @@ pub enum DriverError {
         /// The term of this driver.
         term: LeaderTerm,
     },
+    /// The engine did not accept this controller.
+    #[error("the engine could not be taken over in leader term {term}")]
+    Engine {
+        /// The term of this driver.
+        term: LeaderTerm,
+        /// What the engine says.
+        #[source]
+        source: BackendError,
+    },
     /// There is no such migration.
     #[error("migration {id} is not known")]
     Unknown {

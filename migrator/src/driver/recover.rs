@@ -12,9 +12,15 @@ impl Driver {
     /// do, and those that are stuck, for [`Driver::run`].
     ///
     /// # Errors
-    /// [`DriverError::Deposed`] or [`DriverError::Store`]. A migration that cannot be taken up holds up no other: it is logged
+    /// [`DriverError::Deposed`] or [`DriverError::Store`], [`DriverError::Engine`] if the engine does not accept the term. A
+    /// migration that cannot be taken up holds up no other: it is logged
     /// and returned.
     pub async fn recover(&self) -> Result<Vec<MigrationId>, DriverError> {
+        let term = self.term;
+        let charge = || self.backend.take_over(term);
+        self.call("taking over the engine", None, charge)
+            .await
+            .map_err(|source| DriverError::Engine { term, source })?;
         let state = self.read().await?;
         let (mut clear, mut rest) = (Vec::new(), Vec::new());
         for record in state.migrations.values().filter(|m| !m.state.is_terminal()) {

@@ -112,6 +112,7 @@ fn is_fulfilled(state: &MigrationState, request: &Event) -> bool {
             | S::Preparing { .. }
             | S::Copying { .. }
             | S::TryingWayBack { .. }
+            | S::OpeningWayBack { .. }
             | S::Reversible { .. }
             | S::Releasing { .. }
             | S::Undoing { .. }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::catalog;
-use super::names::{GUARD, Names, SCHEMA, TERM_ROLE};
+use super::names::{APPLICATION, GUARD, Names, PREFIX, SCHEMA, TERM_ROLE};
 use super::session::{Session, get, ident, literal, sqlstate};
 use crate::{BackendError, MoveSpec, Position, SourceState, Way};
 
@@ -48,6 +48,9 @@ BEGIN
       WHERE pid = pg_backend_pid() AND backend_type = 'logical replication worker') THEN
     RETURN NULL;
   END IF;
+  IF c.state = 'importing' AND current_setting('application_name') LIKE {own} THEN
+    RETURN NULL;
+  END IF;
   SELECT * INTO c FROM {SCHEMA}.control FOR SHARE;
   IF c.state = 'open' OR (c.state = 'fenced' AND clock_timestamp() >= c.deadline) THEN
     RETURN NULL;
@@ -58,7 +61,7 @@ BEGIN
 END $guard$;
 CREATE FUNCTION {SCHEMA}.refuse_ddl() RETURNS event_trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $ddl$
 BEGIN
-  IF session_user LIKE {terms} THEN
+  IF session_user LIKE {terms} OR current_setting('application_name') LIKE {own} THEN
     RETURN;
   END IF;
   IF TG_EVENT = 'sql_drop' THEN
@@ -69,8 +72,14 @@ BEGIN
   RAISE EXCEPTION '% is refused while foreshard moves this database', TG_TAG
     USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'wait until the move is over, or cancel it';
 END $ddl$;",
-        terms = literal(&format!("{}%", TERM_ROLE.replace('_', "\\_")))
+        terms = like(TERM_ROLE),
+        own = like(APPLICATION),
     )
+}
+
+/// A pattern for everything that begins with `text`, as a literal.
+fn like(text: &str) -> String {
+    literal(&format!("{}%", text.replace('_', "\\_")))
 }
 
 /// Makes the move's schema, with the shard in `state`, unless this migration has made it before.
@@ -155,7 +164,8 @@ pub(super) async fn guard_schema(session: &Session, names: &Names) -> Result<(),
         let name = format!("{name}{suffix}");
         let sql = "SELECT 1 FROM pg_event_trigger WHERE evtname = $1";
         if session.maybe("looking for the guard of the schema", sql, &[(&name, Type::TEXT)]).await?.is_none() {
-            let sql = format!("CREATE EVENT TRIGGER {} ON {event} EXECUTE FUNCTION {SCHEMA}.refuse_ddl()", ident(&name));
+            let sql =
+                format!("CREATE EVENT TRIGGER {} ON {event} EXECUTE FUNCTION {SCHEMA}.refuse_ddl()", ident(&name));
             session.run("guarding the schema against changes", &sql).await?;
         }
     }
@@ -164,10 +174,12 @@ pub(super) async fn guard_schema(session: &Session, names: &Names) -> Result<(),
 
 /// Removes guards and the move's schema; nothing happens if there are none.
 pub(super) async fn remove(session: &Session, lock_timeout: Duration) -> Result<(), BackendError> {
-    let mine = format!("SELECT evtname::text FROM pg_event_trigger WHERE evtname LIKE '{}%'", "fs\\_");
+    let mine = format!("SELECT evtname::text FROM pg_event_trigger WHERE evtname LIKE {}", like(PREFIX));
     for row in session.query("looking for guards of the schema", &mine, &[]).await? {
         let name: String = get(&row, 0)?;
-        session.run("removing the guard of the schema", &format!("DROP EVENT TRIGGER IF EXISTS {}", ident(&name))).await?;
+        session
+            .run("removing the guard of the schema", &format!("DROP EVENT TRIGGER IF EXISTS {}", ident(&name)))
+            .await?;
     }
     let guarded = format!(
         "SELECT n.nspname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
@@ -311,7 +323,9 @@ pub(super) async fn mark(session: &Session, spec: &MoveSpec) -> Result<(Position
         way_name(spec.way)
     );
     let rows = session.texts(doing, &sql).await?;
-    let number = |i: usize| rows.first().and_then(|row| row.get(i)).and_then(|t| t.as_deref()).and_then(|t| t.parse::<i64>().ok());
+    let number = |i: usize| {
+        rows.first().and_then(|row| row.get(i)).and_then(|t| t.as_deref()).and_then(|t| t.parse::<i64>().ok())
+    };
     match (number(0), number(1)) {
         (Some(at), Some(n)) => Ok((Position(u64::try_from(at).unwrap_or(0)), n)),
         _ => Err(refusal(session, doing, spec).await),
@@ -366,7 +380,8 @@ pub(super) async fn open(session: &Session, spec: &MoveSpec, epoch: Epoch) -> Re
         m = literal(spec.migration.as_str())
     );
     let rows = session.texts(doing, &sql).await?;
-    let Some(limit) = rows.first().and_then(|r| r.first()).and_then(|t| t.as_deref()).and_then(|t| t.parse::<i32>().ok())
+    let Some(limit) =
+        rows.first().and_then(|r| r.first()).and_then(|t| t.as_deref()).and_then(|t| t.parse::<i32>().ok())
     else {
         return Err(refusal(session, doing, spec).await);
     };

@@ -10,6 +10,8 @@ pub(crate) const SCHEMA: &str = "foreshard";
 pub(crate) const GUARD: &str = "foreshard_guard";
 /// What the name of every slot, publication, subscription and event trigger begins with.
 pub(crate) const PREFIX: &str = "fs_";
+/// What the application name of every connection that works on a migration begins with.
+pub(crate) const APPLICATION: &str = "foreshard fs_";
 /// What the login role of a leader term is called, followed by the term.
 pub(crate) const TERM_ROLE: &str = "foreshard_term_";
 /// The role that replicates for subscriptions; it outlives leader terms.
@@ -57,7 +59,7 @@ impl Names {
         format!("{}_probe", self.stem)
     }
 
-    /// What the application name of every connection of this migration begins with.
+    /// The application name of every connection that works on this migration.
     pub fn application(&self) -> String {
         format!("foreshard {}", self.stem)
     }

@@ -101,7 +101,8 @@ impl Console {
     pub async fn default_pool_mode(&self) -> Result<String, BackendError> {
         let rows = self.ask("reading the configuration", "SHOW CONFIG", PATIENCE).await?;
         let value = |row: &SimpleQueryRow| {
-            (row.try_get("key").ok().flatten() == Some("pool_mode")).then(|| row.try_get("value").ok().flatten().map(str::to_owned))
+            (row.try_get("key").ok().flatten() == Some("pool_mode"))
+                .then(|| row.try_get("value").ok().flatten().map(str::to_owned))
         };
         Ok(rows.iter().find_map(value).flatten().unwrap_or_default())
     }
@@ -127,7 +128,8 @@ impl Console {
     /// Releases what was held back; nothing happens if the database is not paused, or not known.
     pub async fn resume(&self, database: &str) -> Result<(), BackendError> {
         let doing = format!("resuming database {database}");
-        let Err(error) = self.ask(&doing, &format!("RESUME {}", super::session::ident(database)), PATIENCE).await else {
+        let Err(error) = self.ask(&doing, &format!("RESUME {}", super::session::ident(database)), PATIENCE).await
+        else {
             return Ok(());
         };
         match self.pooled(database).await? {
@@ -175,7 +177,8 @@ pub(super) fn with_route(text: &str, route: &Route<'_>) -> Option<String> {
         let at = lines.iter().position(|line| database_of(line) == Some(route.database.to_owned()))?;
         let line = lines.remove(at);
         let settings = line.split_once('=').map_or("", |(_, settings)| settings);
-        let kept: Vec<String> = words(settings).into_iter().filter(|w| !w.starts_with("host=") && !w.starts_with("port=")).collect();
+        let kept: Vec<String> =
+            words(settings).into_iter().filter(|w| !w.starts_with("host=") && !w.starts_with("port=")).collect();
         if kept.iter().any(|w| w.starts_with("dbname=")) {
             rest.clear();
         }
@@ -251,7 +254,10 @@ pub(super) fn write_route(path: &Path, route: &Route<'_>) -> Result<(), BackendE
         Err(e) => return Err(io(&doing, e)),
     };
     let Some(new) = with_route(&text, route) else {
-        return Err(BackendError::Fenced { doing, why: format!("the file has a route of a later epoch than {}", route.epoch) });
+        return Err(BackendError::Fenced {
+            doing,
+            why: format!("the file has a route of a later epoch than {}", route.epoch),
+        });
     };
     if new == text {
         return Ok(());

@@ -8,13 +8,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The PostgreSQL backend's settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PostgresSettings {
     /// The servers, by node. A shard is a database on one of them, under the same name on each.
     pub nodes: BTreeMap<NodeId, ServerAddress>,
     /// All poolers that clients come through; every one of them is paused under a fence.
     pub poolers: Vec<PoolerAddress>,
+    /// Who subscriptions log in as on the other servers: a role with the attribute REPLICATION and the right to read the shard's
+    /// tables, present on all servers. The servers' own superuser if left out.
+    pub replication_user: Option<String>,
+    /// Its password.
+    pub replication_password: String,
     /// Folder of `pg_dump` and `pg_restore`; empty: what the search path and Debian's folders have for the servers' version.
     pub programs: PathBuf,
     /// Connections that copy, and that build indexes, at once for each move.
@@ -38,11 +43,20 @@ pub struct PostgresSettings {
     pub wal_limit_bytes: u64,
 }
 
+impl fmt::Debug for PostgresSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (nodes, poolers) = (&self.nodes, &self.poolers);
+        f.debug_struct("PostgresSettings").field("nodes", nodes).field("poolers", poolers).finish_non_exhaustive()
+    }
+}
+
 impl Default for PostgresSettings {
     fn default() -> Self {
         Self {
             nodes: BTreeMap::new(),
             poolers: Vec::new(),
+            replication_user: None,
+            replication_password: String::new(),
             programs: PathBuf::new(),
             copy_connections: 2,
             copy_piece_bytes: 16 << 20,
@@ -84,6 +98,20 @@ pub struct ServerAddress {
 
 fn maintenance_database() -> String {
     "postgres".to_owned()
+}
+
+impl Default for ServerAddress {
+    fn default() -> Self {
+        Self {
+            host: "localhost".to_owned(),
+            port: 5432,
+            user: "postgres".to_owned(),
+            password: String::new(),
+            peer_host: None,
+            peer_port: None,
+            database: maintenance_database(),
+        }
+    }
 }
 
 impl ServerAddress {

@@ -68,6 +68,8 @@ pub enum Event {
         /// Until when the old copy is kept, model time.
         until: Timestamp,
     },
+    /// Changes of the new owner are carried back to the old one.
+    WayBackOpened,
     /// Something broke before the seal.
     Broke {
         /// What.
@@ -117,6 +119,7 @@ impl Event {
             Self::OwnerSwitched { .. } => "owner_switched",
             Self::TargetOpened => "target_opened",
             Self::Routed { .. } => "routed",
+            Self::WayBackOpened => "way_back_opened",
             Self::Broke { .. } => "broke",
             Self::Undone => "undone",
             Self::Released => "released",
@@ -227,6 +230,8 @@ pub enum Action {
         /// The new epoch.
         epoch: Epoch,
     },
+    /// Begin to carry changes of the new owner back to the old one.
+    OpenWayBack,
     /// Let the source accept writes again.
     LiftFence {
         /// There or back.

@@ -148,6 +148,11 @@ pub enum MigrationState {
         /// The new epoch.
         epoch: Epoch,
     },
+    /// The target serves; what is written there begins to be carried back to the source.
+    OpeningWayBack {
+        /// End of the retention, model time.
+        until: Timestamp,
+    },
     /// The target serves; the source's data is kept (M5) and the move can be taken back.
     Reversible {
         /// End of the retention, model time.
@@ -232,6 +237,7 @@ impl MigrationState {
             Self::Sealed { .. } => "sealed",
             Self::Opening { .. } => "opening",
             Self::Routing { .. } => "routing",
+            Self::OpeningWayBack { .. } => "opening_way_back",
             Self::Reversible { .. } => "reversible",
             Self::Releasing { .. } => "releasing",
             Self::Finishing { .. } => "finishing",
@@ -265,6 +271,7 @@ impl MigrationState {
             Self::Sealed { way } => vec![Action::SwitchOwner { way: *way }],
             Self::Opening { way, epoch } => vec![Action::OpenTarget { way: *way, epoch: *epoch }],
             Self::Routing { way, epoch } => vec![Action::Route { way: *way, epoch: *epoch }],
+            Self::OpeningWayBack { .. } => vec![Action::OpenWayBack],
             Self::Releasing { .. } => vec![Action::LiftFence { way: Way::Back }],
             Self::Finishing { way } => vec![Action::Finish { way: *way }],
             Self::Undoing { .. } => vec![Action::LiftFence { way: Way::There }, Action::Undo],
@@ -294,6 +301,7 @@ impl MigrationState {
             | Self::Sealed { .. }
             | Self::Opening { .. }
             | Self::Routing { .. }
+            | Self::OpeningWayBack { .. }
             | Self::Reversible { .. }
             | Self::Releasing { .. }
             | Self::Finishing { .. }
@@ -310,7 +318,11 @@ impl MigrationState {
     /// Whether the owner change under way can no longer be given up, so that any controller must finish it (M7).
     pub const fn must_go_forward(&self) -> bool {
         match self {
-            Self::Sealed { .. } | Self::Opening { .. } | Self::Routing { .. } | Self::Finishing { .. } => true,
+            Self::Sealed { .. }
+            | Self::Opening { .. }
+            | Self::Routing { .. }
+            | Self::OpeningWayBack { .. }
+            | Self::Finishing { .. } => true,
             Self::Planned
             | Self::Preparing { .. }
             | Self::Copying { .. }
@@ -348,6 +360,7 @@ impl MigrationState {
             | Self::Sealed { .. }
             | Self::Opening { .. }
             | Self::Routing { .. }
+            | Self::OpeningWayBack { .. }
             | Self::Reversible { .. }
             | Self::Releasing { .. }
             | Self::Finishing { .. }
@@ -377,6 +390,7 @@ impl MigrationState {
             | Self::Sealed { .. }
             | Self::Opening { .. }
             | Self::Routing { .. }
+            | Self::OpeningWayBack { .. }
             | Self::Reversible { .. }
             | Self::Releasing { .. }
             | Self::Finishing { .. }
@@ -398,6 +412,7 @@ impl MigrationState {
             | Self::Verifying { .. }
             | Self::TryingWayBack { .. }
             | Self::Nearing { .. }
+            | Self::OpeningWayBack { .. }
             | Self::Reversible { .. }
             | Self::Releasing { .. }
             | Self::Finishing { .. }
@@ -428,7 +443,9 @@ impl MigrationState {
             | Self::Sealing { leg, .. } => Tenure::before(leg.way()),
             Self::Sealed { way } => Tenure::before(*way),
             Self::Opening { way, .. } | Self::Routing { way, .. } | Self::Finishing { way } => Tenure::after(*way),
-            Self::Reversible { .. } | Self::Releasing { .. } | Self::Done => Tenure::Second,
+            Self::OpeningWayBack { .. } | Self::Reversible { .. } | Self::Releasing { .. } | Self::Done => {
+                Tenure::Second
+            }
             Self::RolledBack => Tenure::Third,
             Self::Paused { at } => at.tenure(),
         }

@@ -74,8 +74,9 @@ fn next(state: &MigrationState, event: &Event) -> Result<MigrationState, Illegal
         (S::Sealing { leg, .. }, E::SourceSealed) => S::Sealed { way: leg.way() },
         (S::Sealed { way }, E::OwnerSwitched { epoch }) => S::Opening { way: *way, epoch: *epoch },
         (S::Opening { way, epoch }, E::TargetOpened) => S::Routing { way: *way, epoch: *epoch },
-        (S::Routing { way: Way::There, .. }, E::Routed { until }) => S::Reversible { until: *until },
+        (S::Routing { way: Way::There, .. }, E::Routed { until }) => S::OpeningWayBack { until: *until },
         (S::Routing { way: Way::Back, .. }, E::Routed { .. }) => S::Finishing { way: Way::Back },
+        (S::OpeningWayBack { until }, E::WayBackOpened) => S::Reversible { until: *until },
         (S::Reversible { until }, E::RollBack { fences_left }) => {
             S::CatchingUp { leg: Leg::Back { fences_left: *fences_left, until: *until } }
         }

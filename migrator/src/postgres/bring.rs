@@ -1,0 +1,252 @@
+//! From the checks to a target that keeps up: preparing, copying, catching up, and completing the target.
+
+use std::time::Duration;
+
+use super::backend::{Live, PostgresBackend, fenced, permanent};
+use super::catalog::{self, Table};
+use super::copy::SnapshotCopy;
+use super::names::{Names, SCHEMA};
+use super::replication::{self, Feed};
+use super::session::{Session, literal};
+use super::settings::WithoutKey;
+use super::{guard, preflight, schema};
+use crate::{BackendError, CopyProgress, Lag, MoveSpec, Position, Way};
+
+/// How long a round of catching up waits for the marker before it says that the target is behind.
+const ROUND: Duration = Duration::from_millis(500);
+/// Bytes of log that count as one change where only bytes are known.
+pub(super) const BYTES_PER_CHANGE: u64 = 128;
+/// A distance that is too far for every setting of what is near.
+pub(super) const FAR: u64 = 1_000_000;
+/// So many failures of applying without an end are no accident.
+const APPLY_ERRORS: i64 = 20;
+
+/// Stages of a copy, as its cursor tells them: rows under the snapshot, then keys, then the other indexes.
+const ROWS: &str = "rows";
+const KEYS: &str = "keys";
+const INDEXES: &str = "indexes";
+
+impl PostgresBackend {
+    /// Read-only checks; all refusals in one error.
+    pub(super) async fn check(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
+        let doing = "checking before the move";
+        let source = live.session(self, spec, &spec.source).await?;
+        if let Some(known) = guard::known_epoch(&source).await?
+            && known > spec.epoch
+        {
+            return Err(fenced(doing, format!("node {} has been opened in epoch {known}, later than {}", spec.source, spec.epoch)));
+        }
+        if let Some(control) = guard::control(&source).await?
+            && control.migration != spec.migration.as_str()
+        {
+            return Err(fenced(doing, format!("migration {} of this shard has not ended", control.migration)));
+        }
+        let (source_server, target_server) = (self.server(&spec.source, spec).await?, self.server(&spec.target, spec).await?);
+        let pool_modes = self.pool_modes(live, spec).await?;
+        let sides = preflight::Sides {
+            source: &source,
+            source_server: &source_server,
+            target_server: &target_server,
+        };
+        let label = Names::new(&spec.migration).application();
+        let found = preflight::findings(&sides, &self.settings, &pool_modes, &label).await?;
+        let (refusals, warnings): (Vec<_>, Vec<_>) = found.into_iter().partition(|finding| finding.refuses);
+        for warning in warnings {
+            tracing::warn!(shard = %spec.shard, finding = %warning, "found before a move");
+        }
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+        Err(permanent(doing, list.join("; ")))
+    }
+
+    /// The pool mode of the shard at each pooler.
+    async fn pool_modes(&self, live: &mut Live, spec: &MoveSpec) -> Result<Vec<(String, String)>, BackendError> {
+        self.ready_consoles(live).await?;
+        let mut modes = Vec::new();
+        for (console, pooler) in live.consoles.iter().zip(&self.settings.poolers) {
+            let pooled = console.databases().await?.into_iter().find(|d| d.name == spec.shard.as_str());
+            let mode = match pooled {
+                Some(pooled) => match pooled.pool_mode {
+                    Some(mode) => mode,
+                    None => console.default_pool_mode().await?,
+                },
+                None => return Err(permanent("checking before the move", format!("pooler {} has no route for {}", pooler.name, spec.shard))),
+            };
+            modes.push((pooler.name.clone(), mode));
+        }
+        Ok(modes)
+    }
+
+    /// Guards on the source, an empty closed database with the schema on the target, and the publication.
+    pub(super) async fn make_ready(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
+        let names = Names::new(&spec.migration);
+        let source = live.session(self, spec, &spec.source).await?;
+        guard::install(&source, spec, "open", None).await?;
+        guard::guard_schema(&source, &names).await?;
+        self.identify(&source).await?;
+        guard::guard_tables(&source, self.settings.lock_timeout).await?;
+        let tables = catalog::tables(&source).await?;
+        replication::publish(&source, &names.publication(Way::There), &tables, self.settings.lock_timeout).await?;
+
+        let (source_server, target_server) = (self.server(&spec.source, spec).await?, self.server(&spec.target, spec).await?);
+        schema::create_database(&target_server, &source_server, spec.shard.as_str(), &names.application()).await?;
+        let target = live.session(self, spec, &spec.target).await?;
+        let limit = guard::control(&source).await?.map(|control| control.connection_limit);
+        self.transfer(spec).await?.pre_data(&target).await?;
+        guard::install(&target, spec, "importing", limit).await
+    }
+
+    /// Lets the whole row identify rows of tables without a key, if the settings allow it; noted first, so that it is taken
+    /// back.
+    async fn identify(&self, source: &Session) -> Result<(), BackendError> {
+        if self.settings.without_key != WithoutKey::Full {
+            return Ok(());
+        }
+        for table in catalog::tables(source).await?.iter().filter(|t| !t.is_identified()) {
+            let sql = format!(
+                "INSERT INTO {SCHEMA}.identity VALUES ({}) ON CONFLICT DO NOTHING",
+                literal(&table.sql())
+            );
+            source.run("noting a changed identity", &sql).await?;
+            let sql = format!(
+                "BEGIN; SET LOCAL lock_timeout = '{}ms'; ALTER TABLE {} REPLICA IDENTITY FULL; COMMIT",
+                self.settings.lock_timeout.as_millis(),
+                table.sql()
+            );
+            guard::in_short_transactions(source, &format!("identifying rows of table {}", table.sql()), &sql).await?;
+        }
+        Ok(())
+    }
+
+    /// The next piece of the copy. A snapshot that is lost, with this process or with its connection, lets the copy begin
+    /// again.
+    pub(super) async fn copy_piece(
+        &self,
+        live: &mut Live,
+        spec: &MoveSpec,
+        cursor: Option<&str>,
+    ) -> Result<CopyProgress, BackendError> {
+        let doing = "copying";
+        let done = |next: Option<&str>, rows, bytes| CopyProgress {
+            next: next.map(str::to_owned),
+            snapshot_at: Position(0),
+            rows,
+            bytes,
+        };
+        match cursor {
+            None | Some(ROWS) => {
+                if cursor.is_none() || !live.copy.as_mut().is_some_and(SnapshotCopy::is_alive) {
+                    live.copy = Some(self.begin_copy(live, spec).await?);
+                }
+                let Some(copy) = live.copy.as_mut() else { return Err(BackendError::Bug { what: "no copy".to_owned() }) };
+                let piece = copy.next().await?;
+                let snapshot_at = Position(copy.consistent_point().0);
+                let next = if piece.left == 0 {
+                    live.copy = None;
+                    KEYS
+                } else {
+                    ROWS
+                };
+                Ok(CopyProgress { snapshot_at, ..done(Some(next), piece.rows, piece.bytes) })
+            }
+            Some(KEYS) => {
+                let target = live.session(self, spec, &spec.target).await?;
+                self.transfer(spec).await?.keys(&target).await?;
+                Ok(done(Some(INDEXES), 0, 0))
+            }
+            Some(INDEXES) => {
+                let target = live.session(self, spec, &spec.target).await?;
+                self.transfer(spec).await?.indexes(&target).await?;
+                Ok(done(None, 0, 0))
+            }
+            Some(other) => Err(permanent(doing, format!("{other:?} is no place to go on from"))),
+        }
+    }
+
+    /// A new snapshot and empty tables.
+    async fn begin_copy(&self, live: &mut Live, spec: &MoveSpec) -> Result<SnapshotCopy, BackendError> {
+        let names = Names::new(&spec.migration);
+        live.copy = None;
+        live.comparing = None;
+        live.completed = false;
+        let ends = live.ends(self, spec).await?;
+        replication::unsubscribe(&ends.target, &names.subscription(Way::There)).await?;
+        replication::drop_slot(&ends.source, &names.slot(Way::There)).await?;
+        let tables = catalog::tables(&ends.source).await?;
+        empty(&ends.target, &tables).await?;
+        SnapshotCopy::begin(self, spec, &names.slot(Way::There), tables).await
+    }
+
+    /// Changes since the snapshot come over; says how far the target is behind. Once it is near for the first time it gets what
+    /// it needs beside rows.
+    pub(super) async fn keep_up(&self, live: &mut Live, spec: &MoveSpec) -> Result<Lag, BackendError> {
+        let doing = "applying changes";
+        let names = Names::new(&spec.migration);
+        let name = names.subscription(Way::There);
+        let ends = live.ends(self, spec).await?;
+        match replication::subscription(&ends.target, &name).await? {
+            Some(found) if found.enabled => {}
+            Some(_) => replication::enable(&ends.target, &name).await?,
+            None => {
+                let connection = self.peer(&spec.source, spec.shard.as_str())?;
+                let publication = names.publication(Way::There);
+                let feed = Feed { name: &name, connection: &connection, publication: &publication };
+                replication::subscribe(&ends.target, &feed).await?;
+                replication::enable(&ends.target, &name).await?;
+            }
+        }
+        let (behind, status) = replication::backlog(&ends.source, &name).await?;
+        if matches!(status.as_str(), "lost" | "missing") {
+            return Err(permanent(doing, format!("slot {name} on node {} is {status}: its log is gone, copy again", spec.source)));
+        }
+        if behind > self.settings.wal_limit_bytes {
+            return Err(permanent(doing, format!("node {} keeps back {behind} bytes of log for the move, more than wal_limit_bytes", spec.source)));
+        }
+        let errors = replication::apply_errors(&ends.target, &name).await?;
+        if errors > APPLY_ERRORS {
+            return Err(permanent(doing, format!("node {} has failed {errors} times to apply changes; its log says why", spec.target)));
+        }
+        let far = |applied| Lag { changes: (behind / BYTES_PER_CHANGE).max(FAR), applied };
+        let Some(applied) = replication::applied(&ends.source, &ends.target, Way::There, ROUND).await? else {
+            return Ok(far(Position(0)));
+        };
+        if !live.completed {
+            self.complete(spec, &ends.source, &ends.target).await?;
+            live.completed = true;
+            return Ok(far(applied));
+        }
+        self.settle(live, spec).await?;
+        Ok(Lag { changes: 0, applied })
+    }
+
+    /// What the target needs beside rows: foreign keys, triggers, views; guards; statistics; and the way back, closed.
+    async fn complete(&self, spec: &MoveSpec, source: &Session, target: &Session) -> Result<(), BackendError> {
+        let names = Names::new(&spec.migration);
+        self.transfer(spec).await?.rest(target).await?;
+        target.run_within(Duration::from_secs(3600), "gathering statistics", "ANALYZE").await?;
+        guard::guard_schema(target, &names).await?;
+        guard::guard_tables(target, self.settings.lock_timeout).await?;
+        let tables = catalog::tables(target).await?;
+        let (publication, back) = (names.publication(Way::Back), names.slot(Way::Back));
+        replication::publish(target, &publication, &tables, self.settings.lock_timeout).await?;
+        replication::make_slot(target, &back).await?;
+        let connection = self.peer(&spec.target, spec.shard.as_str())?;
+        replication::subscribe(source, &Feed { name: &back, connection: &connection, publication: &publication }).await
+    }
+
+    /// What brings the schema over.
+    pub(super) async fn transfer(&self, spec: &MoveSpec) -> Result<schema::Transfer, BackendError> {
+        schema::Transfer::new(self, spec).await
+    }
+}
+
+/// Empties the target's tables for a copy that begins.
+async fn empty(target: &Session, tables: &[Table]) -> Result<(), BackendError> {
+    let list: Vec<String> = tables.iter().map(|t| format!("ONLY {}", t.sql())).collect();
+    if list.is_empty() {
+        return Ok(());
+    }
+    target.run_within(Duration::from_secs(600), "emptying the tables", &format!("TRUNCATE {}", list.join(", "))).await
+}

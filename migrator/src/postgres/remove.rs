@@ -1,0 +1,148 @@
+//! Taking away what a move made: before the seal all of it, after the retention the old owner's copy. Every step is done
+//! again without harm, and asks the engine what is there rather than memory.
+
+use foreshard_domain::NodeId;
+
+use super::backend::{Live, PostgresBackend, permanent};
+use super::catalog::has_database;
+use super::names::{Names, SCHEMA};
+use super::session::{Session, get, ident};
+use super::{guard, replication};
+use crate::{BackendError, Left, MoveSpec, Way};
+
+impl PostgresBackend {
+    /// Before the seal: back to the start. The source is cleared first, since a slot that nobody reads keeps back its log.
+    pub(super) async fn undo_move(&self, live: &mut Live, spec: &MoveSpec) -> Result<Left, BackendError> {
+        let doing = "undoing the move";
+        live.copy = None;
+        live.comparing = None;
+        live.mark = None;
+        let source = live.session(self, spec, &spec.source).await?;
+        if let Some(control) = guard::control(&source).await?
+            && control.migration == spec.migration.as_str()
+        {
+            if control.state == "sealed" || control.state == "importing" || control.epoch > spec.epoch {
+                return Err(permanent(doing, format!("node {} is {}: the move is past the point of no return", spec.source, control.state)));
+            }
+            self.lift(live, spec).await?;
+            self.clear_source(&source, spec).await?;
+        }
+        live.leave(&spec.target);
+        self.drop_copy(spec, &spec.target, Way::There).await?;
+        drop(source);
+        self.forget(spec);
+        Ok(Left::Nothing)
+    }
+
+    /// Everything of this migration on the node that owns the shard, as it was before.
+    async fn clear_source(&self, source: &Session, spec: &MoveSpec) -> Result<(), BackendError> {
+        let names = Names::new(&spec.migration);
+        replication::unsubscribe(source, &names.subscription(Way::Back)).await?;
+        replication::unsubscribe(source, &names.probe()).await?;
+        for slot in [names.slot(Way::There), names.tracker(Way::There)] {
+            replication::drop_slot(source, &slot).await?;
+        }
+        replication::unpublish(source, &names.publication(Way::There)).await?;
+        self.restore_identity(source).await?;
+        guard::remove(source, self.settings.lock_timeout).await
+    }
+
+    /// Tables whose whole row identified a row while the move lasted.
+    async fn restore_identity(&self, session: &Session) -> Result<(), BackendError> {
+        let sql = format!("SELECT relation FROM {SCHEMA}.identity ORDER BY 1");
+        for row in session.query("looking for changed identities", &sql, &[]).await? {
+            let table: String = get(&row, 0)?;
+            let sql = format!(
+                "BEGIN; SET LOCAL lock_timeout = '{}ms'; ALTER TABLE {table} REPLICA IDENTITY DEFAULT; COMMIT",
+                self.settings.lock_timeout.as_millis()
+            );
+            guard::in_short_transactions(session, &format!("restoring the identity of table {table}"), &sql).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a copy of the shard with everything of this migration around it, if it is this migration's to remove.
+    async fn drop_copy(&self, spec: &MoveSpec, node: &NodeId, filled_by: Way) -> Result<(), BackendError> {
+        let doing = "removing a copy";
+        let server = self.server(node, spec).await?;
+        let names = Names::new(&spec.migration);
+        if has_database(&server, spec.shard.as_str()).await? {
+            if !self.is_ours(&server, spec, node, filled_by).await? {
+                return Ok(());
+            }
+            let application = names.application();
+            let session = self.session(node, spec.shard.as_str(), &application).await?;
+            for way in [Way::There, Way::Back] {
+                replication::unsubscribe(&session, &names.subscription(way)).await?;
+            }
+            replication::unsubscribe(&session, &names.probe()).await?;
+            for slot in slots(&names) {
+                replication::drop_slot(&session, &slot).await?;
+            }
+            drop(session);
+            let database = ident(spec.shard.as_str());
+            server.run(doing, &format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the database on `node` is a copy that this migration made or sealed: the wrong one taken away is data lost.
+    async fn is_ours(
+        &self,
+        server: &Session,
+        spec: &MoveSpec,
+        node: &NodeId,
+        filled_by: Way,
+    ) -> Result<bool, BackendError> {
+        let doing = "removing a copy";
+        let label = super::schema::ownership(server, spec.shard.as_str()).await?;
+        let labelled = label.as_deref() == Some(Names::new(&spec.migration).application().as_str());
+        let session = self.session(node, spec.shard.as_str(), &Names::new(&spec.migration).application()).await?;
+        match (guard::control(&session).await?, filled_by) {
+            (Some(c), _) if c.migration != spec.migration.as_str() => Err(permanent(
+                doing,
+                format!("the database on node {node} belongs to migration {}: it is left alone", c.migration),
+            )),
+            (Some(c), Way::There) if c.state == "importing" => Ok(true),
+            (Some(c), Way::Back) if c.state == "sealed" => Ok(true),
+            (Some(c), _) => Err(permanent(doing, format!("the database on node {node} is {}: it is left alone", c.state))),
+            // Made, but not yet given its control row.
+            (None, Way::There) => Ok(labelled),
+            (None, Way::Back) => Ok(false),
+        }
+    }
+
+    /// After the retention: the old owner's copy goes, and the new owner becomes an ordinary database again. `spec.source` is
+    /// the sealed one: the planned source, or after a rollback the planned target.
+    pub(super) async fn finish_move(&self, live: &mut Live, spec: &MoveSpec) -> Result<Left, BackendError> {
+        live.copy = None;
+        live.comparing = None;
+        let names = Names::new(&spec.migration);
+        let target = live.session(self, spec, &spec.target).await?;
+        for way in [Way::There, Way::Back] {
+            replication::unsubscribe(&target, &names.subscription(way)).await?;
+        }
+        live.leave(&spec.source);
+        self.drop_copy(spec, &spec.source, Way::Back).await?;
+        for slot in slots(&names) {
+            replication::drop_slot(&target, &slot).await?;
+        }
+        for way in [Way::There, Way::Back] {
+            replication::unpublish(&target, &names.publication(way)).await?;
+        }
+        if guard::control(&target).await?.is_some_and(|c| c.migration == spec.migration.as_str()) {
+            self.restore_identity(&target).await?;
+            guard::remove(&target, self.settings.lock_timeout).await?;
+        }
+        super::schema::disown(&target, spec.shard.as_str()).await?;
+        self.forget(spec);
+        Ok(Left::Nothing)
+    }
+}
+
+/// All slots that a migration may have on a node.
+fn slots(names: &Names) -> Vec<String> {
+    let ways = [Way::There, Way::Back];
+    let of_ways = ways.iter().flat_map(|way| [names.slot(*way), names.tracker(*way)]);
+    of_ways.chain([names.probe()]).collect()
+}
