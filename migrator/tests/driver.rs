@@ -186,6 +186,7 @@ async fn a_move_is_done_and_finished() {
             "owner_switched",
             "target_opened",
             "routed",
+            "way_back_opened",
             "finish",
             "finished",
         ]
