@@ -31,6 +31,28 @@ pub(crate) struct Login {
     pub password: String,
 }
 
+/// A server and who logs in to it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub node: NodeId,
+    pub address: ServerAddress,
+    pub login: Login,
+}
+
+impl Place {
+    /// Connects to a database of it, and works as the configured superuser, so that what is made outlives a term's role.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn open(&self, database: &str, application: &str) -> Result<Session, BackendError> {
+        let session = Session::open(&self.node, &self.address, &self.login, database, application).await?;
+        if self.login.user != self.address.user {
+            session.run("setting the role", &format!("SET ROLE {}", ident(&self.address.user))).await?;
+        }
+        Ok(session)
+    }
+}
+
 /// A connection to one database.
 pub(crate) struct Session {
     client: Client,
@@ -206,20 +228,17 @@ pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, colum
 /// An error as the driver's class: lost connections, servers that start or stop, locks that were not to be had in time and
 /// serialisation failures pass; everything else (a full disk, missing rights, a broken schema) does not mend itself.
 pub(crate) fn failed(doing: String, error: Error) -> BackendError {
-    let passes = match error.code() {
-        Some(code) => {
-            matches!(
-                code.code(),
-                "40001" | "40P01" | "55P03" | "55006" | "57014" | "57P01" | "57P02" | "57P03" | "53300" | "25006"
-            ) || code.code().starts_with("08")
-        }
-        None => true,
-    };
-    if passes {
+    if error.code().is_none_or(|code| passes(code.code())) {
         BackendError::Transient { doing, source: Box::new(error) }
     } else {
         BackendError::Permanent { doing, why: with_causes(&error) }
     }
+}
+
+/// Whether an error of this SQLSTATE may be gone when the same is tried again.
+pub(crate) fn passes(code: &str) -> bool {
+    matches!(code, "40001" | "40P01" | "55P03" | "55006" | "57014" | "57P01" | "57P02" | "57P03" | "53300" | "25006")
+        || code.starts_with("08")
 }
 
 /// The SQLSTATE under an error, if a server sent one.
