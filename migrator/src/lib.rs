@@ -5,6 +5,9 @@ mod cause;
 mod driver;
 pub mod embedded;
 mod outcomes;
+// Its parts come before the backend that uses them.
+#[allow(dead_code, unused_imports)]
+mod postgres;
 mod ring;
 mod store;
 mod transition;
