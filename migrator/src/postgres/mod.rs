@@ -1,7 +1,11 @@
 //! PostgreSQL: a shard is a database on one of several servers, and moves by logical replication.
 //!
-//! - [`pgoutput`]: what a stream of changes says.
+//! - [`wire`]: a replication connection, for slots, exported snapshots and streams of changes.
+//! - [`pgoutput`]: what such a stream says.
 
 mod cursor;
 mod lsn;
 mod pgoutput;
+#[cfg(test)]
+mod test_server;
+mod wire;
