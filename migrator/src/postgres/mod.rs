@@ -2,10 +2,12 @@
 //!
 //! - [`wire`]: a replication connection, for slots, exported snapshots and streams of changes.
 //! - [`pgoutput`]: what such a stream says.
+//! - [`tracker`]: which keys have changed since they were last compared.
 
 mod cursor;
 mod lsn;
 mod pgoutput;
 #[cfg(test)]
 mod test_server;
+mod tracker;
 mod wire;
