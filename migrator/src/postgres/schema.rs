@@ -24,6 +24,7 @@ use super::names::{GUARD, SCHEMA};
 use super::session::{Place, Session, get};
 use crate::BackendError;
 use programs::Programs;
+pub(crate) use restore::RestoreTo;
 pub(crate) use toc::Stage;
 use toc::{Entry, Object, Oids};
 

@@ -7,6 +7,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, Error, NoTls, Row, SimpleQueryMessage};
 
 use super::settings::ServerAddress;
+use super::wire::SESSION_SETTINGS;
 use crate::BackendError;
 use crate::cause::with_causes;
 
@@ -17,12 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// After so long without an answer to keep-alives a connection is given up.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Pins what the text of values depends on, so that hashes of rows are equal on both sides, and keeps foreign schemas out of
-/// names.
-const PINNED: &str = "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; \
-    SET IntervalStyle = 'postgres'; SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmlbinary = 'base64'; \
-    SET lc_monetary = 'C'; SET client_min_messages = 'warning'; SET idle_in_transaction_session_timeout = 0; \
-    SET statement_timeout = 0; SET row_security = off; SET default_transaction_read_only = off";
+/// More settings than [`SESSION_SETTINGS`], for sessions that change things.
+const SETTINGS: &[(&str, &str)] = &[
+    ("client_min_messages", "warning"),
+    ("row_security", "off"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+];
 
 /// Who logs in.
 #[derive(Clone, PartialEq, Eq)]
@@ -108,7 +110,9 @@ impl Session {
             let _ended = connection.await;
         });
         let session = Self { client, node: node.clone(), database: database.to_owned(), pump };
-        session.run("setting up the connection", PINNED).await?;
+        let settings = SESSION_SETTINGS.iter().chain(SETTINGS);
+        let pinned: String = settings.map(|(name, value)| format!("SET {name} = {};", literal(value))).collect();
+        session.run("setting up the connection", &pinned).await?;
         Ok(session)
     }
 

@@ -80,3 +80,12 @@ pub(crate) async fn enabling(source: &Session) -> Result<Vec<String>, BackendErr
     };
     Ok(held(source).await?.iter().map(statement).collect())
 }
+
+/// Statements that put them out of force on a node that begins to follow.
+///
+/// # Errors
+/// If the node cannot be read.
+pub(crate) async fn disabling(session: &Session) -> Result<Vec<String>, BackendError> {
+    let statement = |h: &Held| format!("ALTER TABLE ONLY {} DISABLE TRIGGER {}", h.table, ident(&h.name));
+    Ok(held(session).await?.iter().map(statement).collect())
+}
