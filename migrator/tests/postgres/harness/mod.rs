@@ -2,6 +2,8 @@
 #![allow(dead_code)] // each test uses its part
 
 pub mod address;
+pub mod checker;
+pub mod latency;
 pub mod pooler;
 pub mod ports;
 pub mod process;
