@@ -1,8 +1,12 @@
-//! The harness itself: servers, poolers and the network between them do what they say.
+//! The harness itself: a move by hand that clients do not notice, and servers, poolers and the network between them do what they say.
 
+use crate::harness::bench::{self, Bench, BenchOptions};
+use crate::harness::checker::{Checker, CheckerOptions, create_tables};
+use crate::harness::debris::{debris, paused_pools};
 use crate::harness::pooler::Pooler;
+use crate::harness::process::folder;
 use crate::harness::proxy::Proxy;
-use crate::harness::server::{PgServer, ServerOptions};
+use crate::harness::server::{PgServer, ServerOptions, dump_and_restore};
 use crate::harness::small_disk::SmallDisk;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
@@ -111,4 +115,48 @@ async fn a_server_on_a_small_disk_runs_out_of_it() {
         session.batch_execute("CREATE TABLE t AS SELECT repeat('x', 500) FROM generate_series(1, 400000)").await;
     assert_eq!(filled.unwrap_err().code().map(|code| code.code().to_owned()).as_deref(), Some("53100"));
     session.batch_execute("SELECT 1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_do_not_notice_a_move_that_is_done_by_hand_while_their_pool_is_paused() {
+    let options = ServerOptions::default();
+    let (source, target) = tokio::join!(PgServer::start("source", &options), PgServer::start("target", &options));
+    source.create_database("shop").await;
+    target.create_database("shop").await;
+    create_tables(&source.app_address("shop"), CheckerOptions::default().accounts).await;
+    bench::fill(&source, "shop", 15).await;
+    let pooler = Pooler::start("p", &[("shop", &source.address("shop"))]).await;
+
+    let through = pooler.app_address("shop");
+    let options = BenchOptions { seconds: 6, rate: Some(40.0), ..BenchOptions::default() };
+    let bench = Bench::start(&through, &options);
+    let checker = Checker::start(&[through], &CheckerOptions { rate: 100.0, ..CheckerOptions::default() });
+    checker.acknowledges(100).await;
+
+    let scratch = folder("foreshard-dump-", None);
+    let paused = checker.elapsed();
+    pooler.pause("shop").await;
+    dump_and_restore(&source.app_address("shop"), &target.app_address("shop"), scratch.path()).await;
+    pooler.write_routes(&[("shop", &target.address("shop"))]);
+    pooler.reload().await;
+    pooler.resume("shop").await;
+    let resumed = checker.elapsed();
+
+    checker.acknowledges(100).await;
+    let bench = bench.wait().await;
+    let report = checker.finish(&target.app_address("shop")).await;
+    println!("{report}pgbench: {}", bench.latencies);
+    report.assert_unnoticed();
+    bench.assert_unnoticed();
+    assert_eq!(bench.latencies.0.len() as u64, bench.transactions);
+    assert!(bench::balances_agree(&target.connect("shop").await).await);
+    let held = resumed.saturating_sub(paused);
+    // The clients were busy when the pool was paused: some wait for nearly as long as it was.
+    assert!(report.latencies.between(paused..resumed).longest() > held / 2, "{report}");
+    for server in [&source, &target] {
+        assert_eq!(debris(server, &["shop"]).await, Vec::<String>::new());
+    }
+    assert_eq!(paused_pools(&pooler).await, Vec::<String>::new());
+    // The source is older now, and the checker knows.
+    assert!(!source.column("shop", "SELECT 1 FROM ledger LIMIT 1").await.is_empty());
 }

@@ -2,7 +2,9 @@
 #![allow(dead_code)] // each test uses its part
 
 pub mod address;
+pub mod bench;
 pub mod checker;
+pub mod debris;
 pub mod latency;
 pub mod pooler;
 pub mod ports;
