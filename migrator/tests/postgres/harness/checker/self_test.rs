@@ -19,7 +19,7 @@ async fn server_with_tables(name: &str) -> (PgServer, Address) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_planted_fault_is_found_and_named() {
     let (server, address) = server_with_tables("faults").await;
-    let checker = Checker::start(&[address.clone()], &CheckerOptions::default());
+    let checker = Checker::start(std::slice::from_ref(&address), &CheckerOptions::default());
     checker.acknowledges(400).await;
     let history = checker.stop().await;
     let check = async || history.check(&address.connect().await.unwrap()).await;
@@ -126,7 +126,7 @@ async fn writes_into_a_server_that_no_longer_owns_the_database_are_found() {
 async fn a_read_of_an_older_state_is_found() {
     let (server, address) = server_with_tables("reads").await;
     let options = CheckerOptions { notes: 2, ..CheckerOptions::default() };
-    let checker = Checker::start(&[address.clone()], &options);
+    let checker = Checker::start(std::slice::from_ref(&address), &options);
     checker.acknowledges(100).await;
     server.sql("shop", "UPDATE notes SET version = version - 1").await;
     checker.acknowledges(400).await;
