@@ -104,11 +104,12 @@ async fn a_proxy_passes_slows_hangs_cuts_and_heals() {
 
 #[tokio::test]
 async fn a_server_on_a_small_disk_runs_out_of_it() {
-    let Some(disk) = SmallDisk::mount(150) else {
+    let Some(disk) = SmallDisk::mount(100) else {
         eprintln!("SKIPPED: mounting a small disk is not allowed here");
         return;
     };
-    let options = ServerOptions { base: Some(disk.path().to_path_buf()), ..ServerOptions::fast() };
+    let base = Some(disk.path().to_path_buf());
+    let options = ServerOptions { base, wal_apart: true, ..ServerOptions::fast() };
     let server = PgServer::start("small", &options).await;
     let session = server.connect("postgres").await;
     let filled =

@@ -26,13 +26,16 @@ pub struct ServerOptions {
     pub fsync: bool,
     /// Where its folder is made, such as on a small disk; the system's folder for such by default.
     pub base: Option<PathBuf>,
+    /// Whether its log of changes is in the system's folder instead of `base`. A server whose tables run out of disk
+    /// refuses statements with 53100; one whose log does ends itself with a PANIC and cannot start again.
+    pub wal_apart: bool,
     /// More settings of postgresql.conf, as written there.
     pub settings: Vec<(&'static str, String)>,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { fsync: true, base: None, settings: Vec::new() }
+        Self { fsync: true, base: None, wal_apart: false, settings: Vec::new() }
     }
 }
 
@@ -48,6 +51,7 @@ pub struct PgServer {
     name: String,
     port: Port,
     folder: TempDir,
+    wal: Option<TempDir>,
     tree: Option<Tree>,
 }
 
@@ -56,7 +60,10 @@ impl PgServer {
     pub async fn start(name: &str, options: &ServerOptions) -> Self {
         let folder = folder(&format!("foreshard-pg-{name}-"), options.base.as_deref());
         copy_to(template().await, &folder.path().join("data")).await;
-        let mut server = Self { name: name.into(), port: Port::reserve(), folder, tree: None };
+        let mut server = Self { name: name.into(), port: Port::reserve(), folder, wal: None, tree: None };
+        if options.wal_apart {
+            server.move_wal().await;
+        }
         for attempt in 1.. {
             server.write_settings(options);
             match server.try_start().await {
@@ -67,6 +74,15 @@ impl PgServer {
             }
         }
         server
+    }
+
+    async fn move_wal(&mut self) {
+        let apart = folder(&format!("foreshard-wal-{}-", self.name), None);
+        let (here, there) = (self.data_dir().join("pg_wal"), apart.path().join("pg_wal"));
+        copy_to(&here, &there).await;
+        fs::remove_dir_all(&here).unwrap();
+        std::os::unix::fs::symlink(&there, &here).unwrap();
+        self.wal = Some(apart);
     }
 
     fn write_settings(&self, options: &ServerOptions) {
