@@ -2,7 +2,8 @@
 
 mod catalog;
 mod names;
+mod observe;
 mod session;
 mod settings;
 
-pub use settings::{LongTransactions, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
+pub use settings::{LongTransactions, Machine, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
