@@ -22,6 +22,7 @@ mod engine;
 mod guard;
 mod lsn;
 mod names;
+mod observe;
 mod pgoutput;
 mod pooler;
 mod preflight;
@@ -42,4 +43,4 @@ mod way_back;
 mod wire;
 
 pub use backend::PostgresBackend;
-pub use settings::{LongTransactions, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
+pub use settings::{LongTransactions, Machine, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
