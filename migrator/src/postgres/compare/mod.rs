@@ -40,6 +40,9 @@ mod rows;
 mod sides;
 mod statements;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use doubts::{Changed, ChangedRows, Patience};
 pub(crate) use layout::{Layout, layouts};
 pub(crate) use sides::Sides;
