@@ -27,8 +27,8 @@ impl Comparison {
     }
 
     /// In the fence: compares everything that is in doubt and returns what differs. Changes up to `fence_at` must have been
-    /// told, and the target must have applied them. What is found equal is no longer in doubt, so that a later fence has less to do
-    /// if this one is lifted.
+    /// told, and the target must have applied them. What is found equal is no longer in doubt, so that a later fence has less
+    /// to do if this one is lifted.
     ///
     /// # Errors
     /// As [`Self::step`]; [`BackendError::Bug`] if it is called too early.
