@@ -276,6 +276,10 @@ async fn a_change_told_after_its_row_was_found_equal_puts_it_in_doubt_again() {
     pair.at_target("UPDATE w SET v = 'newer' WHERE id = 5").await;
     let found = comparison.finish_in_fence(pair.sides(), fence_at).await.unwrap();
     assert_eq!((found.rows, found.differing.len(), comparison.in_doubt()), (1, 0, 0));
+    // A fence that was lifted, and a change after it.
+    comparison.absorb(told(Position(fence_at.0 + 1))).unwrap();
+    let found = comparison.finish_in_fence(pair.sides(), fence_at).await.unwrap();
+    assert_eq!((found.rows, found.differing.len(), comparison.in_doubt()), (1, 0, 1));
 }
 
 #[tokio::test]
