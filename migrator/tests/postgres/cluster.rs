@@ -71,7 +71,11 @@ impl Cluster {
 
     /// A new controller: the next leader term, on a backend of its own.
     pub async fn controller(&self) -> Arc<Driver> {
-        self.controller_with(Arc::new(PostgresBackend::new(self.settings.clone(), Arc::new(SystemClock)))).await
+        self.controller_with(Arc::new(self.backend())).await
+    }
+
+    pub fn backend(&self) -> PostgresBackend {
+        PostgresBackend::new(self.settings.clone(), Arc::new(SystemClock))
     }
 
     pub async fn controller_with(&self, backend: Arc<dyn Backend>) -> Arc<Driver> {
@@ -99,7 +103,10 @@ impl Cluster {
     pub async fn start_move(&self, driver: &Driver, n: usize) -> MigrationId {
         let from = self.owner().await.node;
         let to = if from == node("source") { "target" } else { "source" };
-        driver.start(a_move(&from, &node(to)), PlanId::new(format!("p{n}")).unwrap(), Consistency::Strict).await.unwrap()
+        driver
+            .start(a_move(&from, &node(to)), PlanId::new(format!("p{n}")).unwrap(), Consistency::Strict)
+            .await
+            .unwrap()
     }
 
     /// Nothing but the shard's database on its owner is left, nothing is paused, and no object is recorded.
