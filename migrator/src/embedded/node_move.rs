@@ -4,6 +4,7 @@ use foreshard_domain::{Epoch, MigrationId, RealTime, ShardId};
 use std::sync::Arc;
 
 use super::apply::SCAN_ROWS;
+use super::fence_end::FenceEnd;
 use super::keys::{self, Entry};
 use super::kv::{Batch, Keyspace, KvSnapshot, Pairs};
 use super::node::{EmbeddedNode, NodeError};
@@ -252,10 +253,14 @@ impl EmbeddedNode {
         deadline: RealTime,
     ) -> Result<Position, NodeError> {
         self.with_shard(shard, |cell, meta| {
-            let next = meta.fence(migration, epoch, deadline, self.now(), cell.position)?;
+            // The new deadline was chosen by the wall clock, the end of another fence is told by both.
+            let meta = meta.without_ended_fence(self.now(cell));
+            let next = meta.fence(migration, epoch, deadline, self.clock().real(), cell.position)?;
+            let fence_end = FenceEnd::begin(&next, self.clock());
             let mut staged = self.staged(shard, cell);
             staged.meta(next)?;
             staged.commit()?;
+            cell.fence_end = fence_end;
             Ok(cell.position)
         })
     }
@@ -273,7 +278,12 @@ impl EmbeddedNode {
         epoch: Epoch,
         proven: Position,
     ) -> Result<(), NodeError> {
-        self.change(shard, |meta, at| meta.seal(migration, epoch, proven, self.now(), at))
+        self.with_shard(shard, |cell, meta| {
+            let Some(next) = meta.seal(migration, epoch, proven, self.now(cell), cell.position)? else { return Ok(()) };
+            let mut staged = self.staged(shard, cell);
+            staged.meta(next)?;
+            staged.commit()
+        })
     }
 
     /// Makes a filled copy the owner.
@@ -289,7 +299,7 @@ impl EmbeddedNode {
 
     /// What the node says of a shard that it owns or owned.
     pub(super) fn source_state(&self, shard: &ShardId) -> Result<SourceState, NodeError> {
-        self.with_shard(shard, |_, meta| Ok(meta.source_state(self.now())?))
+        self.with_shard(shard, |cell, meta| Ok(meta.source_state(self.now(cell))?))
     }
 
     /// The shard's position and the state of the store at exactly that position.
