@@ -346,14 +346,6 @@ impl EmbeddedNode {
         Ok(cell)
     }
 
-    /// Forgets what is in memory about a shard.
-    pub(super) fn forget(&self, shard: &ShardId) {
-        let slot = self.slot(shard);
-        let mut held = slot.held.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.publish(None);
-        *held = Held::default();
-    }
-
     fn slot(&self, shard: &ShardId) -> Arc<Slot> {
         let known = self.slots.read().unwrap_or_else(PoisonError::into_inner).get(shard).cloned();
         known.unwrap_or_else(|| {

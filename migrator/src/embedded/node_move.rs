@@ -3,7 +3,7 @@
 use foreshard_domain::{Epoch, MigrationId, RealTime, ShardId};
 use std::sync::Arc;
 
-use super::apply::SCAN_ROWS;
+use super::apply::{Cell, SCAN_ROWS};
 use super::fence_end::FenceEnd;
 use super::keys::{self, Entry};
 use super::kv::{Batch, Keyspace, KvSnapshot, Pairs};
@@ -327,11 +327,18 @@ impl EmbeddedNode {
                 return Ok(Left::More);
             }
         }
-        let mut batch = Batch::new();
-        batch.remove(Keyspace::Meta, keys::first(shard));
-        let removed = self.store.commit(batch).map_err(|source| NodeError::store("removing", shard, source));
-        self.forget(shard);
-        removed.map(|()| Left::Nothing)
+        self.with_cell(shard, |cell| {
+            let ours =
+                |meta: &ShardMeta| matches!(&meta.state, ShardState::Purging { migration: by } if by == migration);
+            // If it is not, somebody else has ended this removal, and what is here now is another's.
+            if cell.meta.as_ref().is_some_and(ours) {
+                let mut batch = Batch::new();
+                batch.remove(Keyspace::Meta, keys::first(shard));
+                self.store.commit(batch).map_err(|source| NodeError::store("removing", shard, source))?;
+                *cell = Cell::default();
+            }
+            Ok(Left::Nothing)
+        })
     }
 
     /// Writes a probe of the way back.
@@ -406,4 +413,73 @@ pub(super) fn read_write_ids(
         .map(|(key, value)| Some((keys::position_of(shard, key)?, keys::write_id_of(value)?)))
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| NodeError::corrupt(shard, Keyspace::WriteIds))
+}
+
+#[cfg(test)]
+mod tests {
+    use foreshard_domain::{ManualClock, NodeId, RealTime, Timestamp};
+    use std::sync::{Mutex, OnceLock};
+
+    use super::super::kv::{KvError, KvStore};
+    use super::super::kv_memory::MemoryStore;
+    use super::*;
+
+    type Hook = Box<dyn FnOnce() + Send>;
+
+    /// Calls the hook in its first commit that removes rows.
+    #[derive(Default)]
+    struct Hooked {
+        store: MemoryStore,
+        hook: Mutex<Option<Hook>>,
+    }
+
+    impl KvStore for Hooked {
+        fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+            self.store.get(keyspace, key)
+        }
+
+        fn snapshot(&self) -> Result<Box<dyn KvSnapshot>, KvError> {
+            self.store.snapshot()
+        }
+
+        fn commit(&self, batch: Batch) -> Result<(), KvError> {
+            let rows = |change: &super::super::kv::Change| {
+                matches!(change, super::super::kv::Change::Remove(Keyspace::Rows, _))
+            };
+            let due = batch.changes.iter().any(rows).then(|| self.hook.lock().unwrap().take()).flatten();
+            if let Some(hook) = due {
+                hook();
+            }
+            self.store.commit(batch)
+        }
+
+        fn waits_for_device(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn m5_a_removal_that_was_overtaken_takes_nothing_of_the_next_migration() {
+        let (shard, first, second) =
+            (ShardId::new("s").unwrap(), MigrationId::new("m1").unwrap(), MigrationId::new("m2").unwrap());
+        let store = Arc::new(Hooked::default());
+        let clock = Arc::new(ManualClock::new(Timestamp::default(), RealTime::default()));
+        let node = Arc::new(EmbeddedNode::new(NodeId::new("n").unwrap(), store.clone(), clock, 8));
+        node.prepare_import(&shard, &first, Epoch(1)).unwrap();
+        node.begin_copy(&shard, &first, Position(0)).unwrap();
+        node.fill(&shard, &first, &vec![(b"k".to_vec(), b"v".to_vec())], &[]).unwrap();
+        let overtakes: Arc<OnceLock<()>> = Arc::default();
+        let (again, done) = (Arc::clone(&node), Arc::clone(&overtakes));
+        let (s, m1, m2) = (shard.clone(), first.clone(), second.clone());
+        *store.hook.lock().unwrap() = Some(Box::new(move || {
+            assert_eq!(again.purge(&s, &m1, Removable::Import, &mut 100).unwrap(), Left::Nothing);
+            again.prepare_import(&s, &m2, Epoch(1)).unwrap();
+            done.set(()).unwrap();
+        }));
+        assert_eq!(node.purge(&shard, &first, Removable::Import, &mut 100).unwrap(), Left::Nothing);
+        assert!(overtakes.get().is_some());
+        let importing = ShardState::Importing { migration: second, copy_from: None };
+        assert_eq!(node.status(&shard).unwrap().unwrap().0.state, importing);
+        assert_eq!(node.shards().unwrap()[&shard].state, importing, "in the store as well");
+    }
 }
