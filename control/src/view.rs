@@ -164,6 +164,7 @@ mod tests {
             fenced_since: None,
             fence_ms: 0,
             fence_back_ms: 0,
+            proof: None,
             why: None,
         }
     }

@@ -375,6 +375,99 @@ async fn m4_a_difference_stops_the_seal() {
     }
 }
 
+/// A quiet shard whose first seal comes through late, in the given call under the second fence.
+async fn rig_with_late_seal(call: &'static str) -> Rig {
+    let rig = Rig::new().await;
+    rig.world.look().quiet = true;
+    rig.world.look().late_seal = Some(call);
+    rig
+}
+
+#[tokio::test]
+async fn m4_a_seal_that_comes_through_late_is_recognised() {
+    for call in ["fence", "prove"] {
+        for goal in [Goal::Finished, Goal::RolledBack] {
+            let rig = rig_with_late_seal(call).await;
+            let record = pursue(&*rig.driver().await, &rig.world, goal).await.unwrap();
+            assert_eq!((record.state.name(), record.proof), (end(goal), None), "{call}");
+            let state = rig.memory.read().await.unwrap();
+            let events: Vec<&str> = state.journal[&record.id].iter().map(|row| row.event.as_str()).collect();
+            let found = events.iter().position(|event| *event == "seal_found").expect("it was found");
+            assert_eq!(events[found + 1], "owner_switched", "{events:?}");
+            rig.check(&format!("late seal in {call}")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn m4_a_seal_that_comes_through_late_is_recognised_after_a_crash_at_any_call() {
+    for call in ["fence", "prove"] {
+        let rig = rig_with_late_seal(call).await;
+        let counted = Arc::new(FaultyBackend::new(rig.world.clone(), None));
+        let driver = rig.driver_on(rig.memory.clone(), counted.clone()).await;
+        pursue(&driver, &rig.world, Goal::Finished).await.unwrap();
+        for at in 0..counted.calls() {
+            for fault in [CallFault::CrashBefore, CallFault::CrashAfter] {
+                let context = format!("late seal in {call}, {fault:?} at call {at}");
+                let rig = rig_with_late_seal(call).await;
+                let backend = Arc::new(FaultyBackend::new(rig.world.clone(), Some((at, fault))));
+                let driver = rig.driver_on(rig.memory.clone(), backend).await;
+                // A refusal that is lost in a crash is none: then the call was no call.
+                let _ = pursue(&driver, &rig.world, Goal::Finished).await;
+                let record = rig.recover(Goal::Finished, 0).await.unwrap_or_else(|e| panic!("{context}: {e:?}"));
+                assert_eq!(record.state.name(), "done", "{context}");
+                rig.check(&context).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn m4_a_cancelled_move_that_turns_out_to_be_sealed_goes_forward() {
+    let rig = rig_with_late_seal("unfence").await;
+    let faulty = Arc::new(FaultyBackend::new(rig.world.clone(), None));
+    let driver = rig.driver_on(rig.memory.clone(), faulty.clone()).await;
+    // Cancelled while the second proof is made: the fence is to be lifted, and finds the seal.
+    let (asker, memory, world) = (driver.clone(), rig.memory.clone(), rig.world.clone());
+    faulty.at_proof(
+        2,
+        Box::new(move || {
+            Box::pin(async move {
+                assert!(world.look().copies.len() == 2);
+                let id = memory.read().await.unwrap().migrations.keys().next().unwrap().clone();
+                tokio::spawn(async move { asker.cancel(&id).await });
+                for _ in 0..8 {
+                    tokio::task::yield_now().await;
+                }
+            })
+        }),
+    );
+    let record = pursue(&driver, &rig.world, Goal::Finished).await.unwrap();
+    assert_eq!(record.state.name(), "done");
+    let state = rig.memory.read().await.unwrap();
+    let events: Vec<&str> = state.journal[&record.id].iter().map(|row| row.event.as_str()).collect();
+    assert!(events.windows(2).any(|pair| pair == ["cancel", "seal_found"]), "{events:?}");
+    rig.check("cancelled too late").await;
+}
+
+#[tokio::test]
+async fn m4_a_sealed_source_without_a_proof_is_for_a_person_to_look_at() {
+    let rig = Rig::new().await;
+    let faulty = Arc::new(FaultyBackend::new(rig.world.clone(), None));
+    let driver = rig.driver_on(rig.memory.clone(), faulty.clone()).await;
+    let world = rig.world.clone();
+    faulty.at_proof(
+        1,
+        Box::new(move || {
+            world.look().copy(&node(0)).unwrap().mode = world::Mode::Sealed;
+            Box::pin(async {})
+        }),
+    );
+    let stopped = pursue(&driver, &rig.world, Goal::Finished).await.unwrap_err();
+    assert!(matches!(&stopped, DriverError::Contradiction { what, .. } if what.contains("no proof")), "{stopped}");
+    assert_eq!(rig.record().await.owner().node, node(0));
+}
+
 /// Asks the driver that is at work for something while a call is under way; the answer comes when the work has stopped.
 async fn ask_during(
     at: u64,

@@ -124,6 +124,7 @@ impl Driver {
             fenced_since: None,
             fence_ms: 0,
             fence_back_ms: 0,
+            proof: None,
             why: None,
         })
     }

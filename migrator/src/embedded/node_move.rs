@@ -298,8 +298,13 @@ impl EmbeddedNode {
     }
 
     /// What the node says of a shard that it owns or owned.
-    pub(super) fn source_state(&self, shard: &ShardId) -> Result<SourceState, NodeError> {
-        self.with_shard(shard, |cell, meta| Ok(meta.source_state(self.now(cell))?))
+    pub(super) fn source_state(
+        &self,
+        shard: &ShardId,
+        migration: &MigrationId,
+        epoch: Epoch,
+    ) -> Result<SourceState, NodeError> {
+        self.with_shard(shard, |cell, meta| Ok(meta.source_state(migration, epoch, self.now(cell))?))
     }
 
     /// The shard's position and the state of the store at exactly that position.

@@ -323,12 +323,23 @@ impl ShardMeta {
     }
 
     /// What the driver is told.
-    pub(super) fn source_state(&self, now: RealTime) -> Result<SourceState, Refusal> {
+    pub(super) fn source_state(
+        &self,
+        migration: &MigrationId,
+        epoch: Epoch,
+        now: RealTime,
+    ) -> Result<SourceState, Refusal> {
         match &self.state {
             ShardState::Open => Ok(SourceState::Open),
             ShardState::Fenced { .. } if self.state.is_fenced(now) => Ok(SourceState::Fenced),
             ShardState::Fenced { .. } => Ok(SourceState::Open),
-            ShardState::Sealed { .. } | ShardState::Purging { .. } => Ok(SourceState::Sealed),
+            ShardState::Sealed { migration: by } | ShardState::Purging { migration: by } => {
+                self.same_epoch(epoch)?;
+                if by == migration {
+                    return Ok(SourceState::Sealed);
+                }
+                self.state_error(format!("it was closed by migration {by}, not by {migration}"))
+            }
             ShardState::Importing { .. } => self.state_error("it was never the owner"),
         }
     }
@@ -387,7 +398,7 @@ mod tests {
         assert!(fenced().admit_write(Epoch(3), RealTime::from_ms(1999)).is_err());
         let opened = fenced().admit_write(Epoch(3), LATER).unwrap().expect("the state changes with the write");
         assert!(opened.seal(&m("m"), Epoch(3), Position(5), NOW, Position(5)).is_err(), "with the clock set back");
-        assert_eq!(opened.source_state(NOW).unwrap(), SourceState::Open);
+        assert_eq!(opened.source_state(&m("m"), Epoch(3), NOW).unwrap(), SourceState::Open);
     }
 
     #[test]
@@ -411,6 +422,13 @@ mod tests {
         let done = all().iter().map(|meta| seal(meta, "m", 3, 5, NOW, 5)).collect::<Vec<_>>();
         assert!(done[0].is_err() && done[3].is_err() && done[4].is_err());
         assert_eq!(done[2], Ok(None), "what is sealed stays as it is");
+    }
+
+    #[test]
+    fn m2_only_its_own_seal_tells_a_migration_to_go_forward() {
+        let says = |by: &str, epoch| all()[2].source_state(&m(by), Epoch(epoch), NOW);
+        assert_eq!(says("m", 3), Ok(SourceState::Sealed));
+        assert!(says("other", 3).is_err() && says("m", 2).is_err());
     }
 
     #[test]

@@ -253,10 +253,10 @@ impl Backend for EmbeddedBackend {
 
     async fn source_state(&self, spec: &MoveSpec) -> Result<SourceState, BackendError> {
         let doing = "asking the source for its state";
-        let shard = spec.shard.clone();
+        let (shard, migration, epoch) = (spec.shard.clone(), spec.migration.clone(), spec.epoch);
         // What it says must not be changed afterwards by a call that was given up.
         let ends = self.hold(doing, spec).await?;
-        let state = ends.source.call(move |node| node.source_state(&shard)).await;
+        let state = ends.source.call(move |node| node.source_state(&shard, &migration, epoch)).await;
         state.map_err(|error| failed(doing, error, false))
     }
 
