@@ -172,8 +172,8 @@ mod tests {
     fn state(records: Vec<(MigrationRecord, &str)>) -> State {
         let owner = |node: &str| Owner { node: NodeId::new(node).unwrap(), epoch: Epoch(1) };
         let owners = records.iter().map(|(r, node)| (r.shard().clone(), owner(node))).collect();
-        let migrations = records.into_iter().map(|(r, _)| (r.id.clone(), r)).collect();
-        State { owners, migrations, ..State::default() }
+        let migrations = records.into_iter().map(|(r, _)| (r.id.clone(), Arc::new(r))).collect();
+        State { owners: Arc::new(owners), migrations: Arc::new(migrations), ..State::default() }
     }
 
     #[test]
@@ -197,7 +197,7 @@ mod tests {
     fn old_plans_are_forgotten_but_not_those_in_use() {
         let mut state = state(vec![(record("a", MigrationState::Planned, None), "n1")]);
         for minute in 0..=KEEP_PLANS as i64 + 1 {
-            state.plans.insert(plan(minute).id.clone(), plan(minute));
+            Arc::make_mut(&mut state.plans).insert(plan(minute).id.clone(), plan(minute));
         }
         let changes = acceptance(&state, &plan(1000));
         let forgotten: Vec<&str> = changes

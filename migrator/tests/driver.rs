@@ -75,7 +75,7 @@ impl Rig {
     }
 
     async fn record(&self) -> MigrationRecord {
-        self.memory.read().await.unwrap().migrations.into_values().next().unwrap()
+        self.memory.read().await.unwrap().migrations.values().next().unwrap().as_ref().clone()
     }
 
     /// A new controller after a crash, a while later.
@@ -481,7 +481,7 @@ async fn ask_during(
     let (asker, memory) = (driver.clone(), rig.memory.clone());
     let ask = move || -> futures::future::BoxFuture<'static, ()> {
         Box::pin(async move {
-            let id = memory.read().await.unwrap().migrations.into_keys().next().unwrap();
+            let id = memory.read().await.unwrap().migrations.keys().next().unwrap().clone();
             tokio::spawn(async move {
                 let answer = if cancel { asker.cancel(&id).await } else { asker.pause(&id).await };
                 let _ = asked.send(answer);
@@ -578,4 +578,41 @@ async fn what_cannot_be_moved_is_refused() {
     assert!(matches!(driver.rollback(&id).await, Err(DriverError::NoReverseLog { .. })));
     let unknown = MigrationId::new("nobody").unwrap();
     assert!(matches!(driver.run(&unknown).await, Err(DriverError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn what_is_long_over_is_forgotten_but_not_the_last_ones() {
+    let rig = Rig::new().await;
+    let term = rig.memory.take_leadership("test").await.unwrap();
+    let config = DriverConfig { keep_ms: 10_000, keep_newest: 1, ..config() };
+    let driver = Driver::new(rig.memory.clone(), rig.world.clone(), rig.world.clock.clone(), config, term);
+    let at = rig.memory.read().await.unwrap().revision;
+    let plans = ["p1", "p2", "p3"].map(|name| Change::PutPlan { plan: Arc::new(plan(name, None)) });
+    rig.memory.commit(at, term, plans.into()).await.unwrap();
+    let mut ids = Vec::new();
+    for name in ["p0", "p1", "p2"] {
+        let id = driver.start(mv(0, 0, 1), PlanId::new(name).unwrap(), Consistency::Strict).await.unwrap();
+        driver.cancel(&id).await.unwrap();
+        rig.world.clock.advance_ms(1_000);
+        ids.push(id);
+    }
+    let accept = Change::AcceptPlan { id: PlanId::new("p0").unwrap(), expected_parent: None };
+    let at = rig.memory.read().await.unwrap().revision;
+    rig.memory.commit(at, term, vec![accept]).await.unwrap();
+    let known = async || {
+        let state = rig.memory.read().await.unwrap();
+        assert_eq!(state.migrations.len(), state.journal.len(), "journals go with their migrations");
+        let of = |id: &MigrationId| state.migrations.contains_key(id);
+        (ids.iter().map(of).collect::<Vec<_>>(), state.plans.keys().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(driver.forget_old().await.unwrap(), 1, "a plan that nothing refers to is old enough");
+    assert_eq!(known().await, (vec![true; 3], vec!["p0".into(), "p1".into(), "p2".into()]));
+    rig.world.clock.advance_ms(7_999);
+    // The first is old enough, but its plan is in force: its move would look as if it were still to be made.
+    assert_eq!(driver.forget_old().await.unwrap(), 0);
+    rig.world.clock.advance_ms(100_000);
+    assert_eq!(driver.forget_old().await.unwrap(), 2, "a migration and its plan");
+    assert_eq!(known().await, (vec![true, false, true], vec!["p0".into(), "p2".into()]));
+    assert_eq!(driver.forget_old().await.unwrap(), 0, "the last one stays, however old");
+    assert!(matches!(driver.run(&ids[1]).await, Err(DriverError::Unknown { .. })));
 }

@@ -153,6 +153,35 @@ fn one_migration_a_shard_and_none_rewritten() {
 }
 
 #[test]
+fn a_commit_copies_nothing_that_it_does_not_change() {
+    let line = |m: &MigrationRecord| JournalRow {
+        migration: m.id.clone(),
+        at: foreshard_domain::RealTime::from_ms(1),
+        model_at: Timestamp::from_ms(2),
+        term: LeaderTerm(0),
+        event: "e".into(),
+        state: "planned".into(),
+        note: None,
+    };
+    let records: Vec<MigrationRecord> = (0..3).map(|s| migration(&format!("m{s}"), s, 0, 1, Epoch(1))).collect();
+    let begin = |m: &MigrationRecord| {
+        let owner = Change::SetOwner { shard: m.shard().clone(), expected: None, owner: owner(0, 1) };
+        [owner, put(m, MigrationState::Planned), Change::Journal { row: line(m) }]
+    };
+    let before = do_all(&State::default(), &records.iter().flat_map(begin).collect::<Vec<_>>());
+    let paused = MigrationState::Paused { at: Box::new(MigrationState::Planned) };
+    let after = do_all(&before, &[put(&records[1], paused), Change::Journal { row: line(&records[1]) }]);
+    for (n, record) in records.iter().enumerate() {
+        let shared = Arc::ptr_eq(&before.migrations[&record.id], &after.migrations[&record.id])
+            && Arc::ptr_eq(&before.journal[&record.id], &after.journal[&record.id]);
+        assert_eq!(shared, n != 1, "{n}");
+    }
+    assert!(Arc::ptr_eq(&before.owners, &after.owners) && Arc::ptr_eq(&before.plans, &after.plans));
+    assert_eq!((before.journal[&records[1].id].len(), after.journal[&records[1].id].len()), (1, 2));
+    assert_eq!(before.migrations[&records[1].id].state, MigrationState::Planned, "what was read stays as it was");
+}
+
+#[test]
 fn a_plan_comes_into_force_only_while_its_parent_is() {
     let id = |n: &str| PlanId::new(n).unwrap();
     let put = |n: &str, parent: Option<&str>| Change::PutPlan { plan: Arc::new(plan(n, parent)) };
@@ -406,7 +435,7 @@ proptest! {
 
 /// M3, over every commit.
 fn check_growth(before: &State, after: &State) {
-    for (shard, owner) in &before.owners {
+    for (shard, owner) in before.owners.iter() {
         let now = &after.owners[shard];
         assert!(now == owner || now.epoch > owner.epoch, "{shard}: {owner:?} -> {now:?}");
     }
