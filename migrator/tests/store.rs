@@ -153,6 +153,27 @@ fn one_migration_a_shard_and_none_rewritten() {
 }
 
 #[test]
+fn m5_a_shard_is_held_until_the_end_of_the_retention() {
+    let until = Timestamp::from_ms(9_000);
+    let held = |state: MigrationState| {
+        let (record, mut kept) = (migration("m", 0, 0, 1, Epoch(1)), State::default());
+        Arc::make_mut(&mut kept.migrations).insert(record.id.clone(), Arc::new(MigrationRecord { state, ..record }));
+        kept.held_by_retention().get(&shard(0)).copied()
+    };
+    let back = foreshard_migrator::Leg::Back { fences_left: 0, until };
+    assert_eq!(held(MigrationState::Reversible { until }), Some(until));
+    assert_eq!(held(MigrationState::CatchingUp { leg: back }), Some(until));
+    assert_eq!(held(MigrationState::Paused { at: Box::new(MigrationState::CatchingUp { leg: back }) }), Some(until));
+    assert_eq!(held(opening(2)), Some(Timestamp::from_ms(i64::MAX)), "its end is not known yet");
+    assert_eq!(held(MigrationState::Finishing { way: Way::There }), Some(Timestamp::from_ms(i64::MAX)));
+    for free in [MigrationState::Copying { fences_left: 0, cursor: None }, MigrationState::Done] {
+        assert_eq!(held(free), None, "it moves, or nothing of its move is left");
+    }
+    let forever = Timestamp::from_ms(i64::MAX).to_string();
+    assert!(forever.ends_with('Z'), "{forever}");
+}
+
+#[test]
 fn a_commit_copies_nothing_that_it_does_not_change() {
     let line = |m: &MigrationRecord| JournalRow {
         migration: m.id.clone(),

@@ -1,6 +1,8 @@
 //! Everything that must survive a crash of the controller, and the one place where it changes.
 
-use foreshard_domain::{Epoch, LeaderTerm, MigrationId, NodeId, Owner, Placement, PlanId, Revision, ShardId};
+use foreshard_domain::{
+    Epoch, LeaderTerm, MigrationId, NodeId, Owner, Placement, PlanId, Revision, ShardId, Timestamp,
+};
 use foreshard_policy::Plan;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,6 +51,13 @@ impl State {
     /// The migration of a shard that has not ended, if there is one.
     pub fn active_migration(&self, shard: &ShardId) -> Option<&MigrationRecord> {
         self.migrations.values().map(Arc::as_ref).find(|m| m.shard() == shard && !m.state.is_terminal())
+    }
+
+    /// Shards that cannot be moved although none of their moves is under way, because the way back of the last one is kept
+    /// (M5); with the end of that, or the end of all time where it is not known yet.
+    pub fn held_by_retention(&self) -> BTreeMap<ShardId, Timestamp> {
+        let held = self.migrations.values().filter(|m| !m.state.is_terminal() && m.owner().node != *m.source());
+        held.map(|m| (m.shard().clone(), m.state.kept_until().unwrap_or(Timestamp::from_ms(i64::MAX)))).collect()
     }
 
     /// The plans from the one in force back to the first that is still known.
