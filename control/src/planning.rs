@@ -34,6 +34,7 @@ impl ControlLoop {
             placement: &view.placement,
             in_flight: view.in_flight.clone(),
             last_moved: &view.last_moved,
+            retained: &view.retained,
             recent: &self.recent,
             scenarios,
             communication: &self.parts.communication,

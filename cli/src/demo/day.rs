@@ -118,7 +118,7 @@ impl Stage {
         out.say("reading every written key back from its owner");
         let check = self.check(&traffic).await?;
         let state = self.store.read().await.map_err(DemoError::State)?;
-        let migrations = state.migrations.values().cloned().collect();
+        let migrations = state.migrations.values().map(|record| record.as_ref().clone()).collect();
         Ok(Lived { traffic, check, outcomes: diary.outcomes, migrations, issued, until })
     }
 
