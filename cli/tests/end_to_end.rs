@@ -59,6 +59,11 @@ fn the_whole_way_over_processes() {
     let first = &asked.as_array().unwrap()[0];
     assert_eq!(asked.as_array().map(Vec::len), Some(6), "{asked}");
     assert_eq!(first["forecast"]["values"].as_array().map(Vec::len), Some(96), "{first}");
+    for from in [&["--server", &server.1][..], &[]] {
+        let one = json(here, &[&["forecast", "--metric", "cpu_util", "--level", "0.9"], from].concat(), 0);
+        assert_eq!(one[0]["forecast"]["levels"], serde_json::json!([0.9]), "{one}");
+        assert_eq!(one[0]["forecast"]["values"].as_array().map(Vec::len), Some(48), "{one}");
+    }
     let refused = run(here, &["forecast", "--server", &server.1, "--level", "0.5", "--level", "0.999"], 2);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("0.999"));
 

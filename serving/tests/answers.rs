@@ -122,7 +122,10 @@ async fn f1_levels_in_between_are_made_and_outside_refused() {
     let made = client.forecast(&at(&[0.25, 0.75])).await.unwrap();
     let row = made[0].forecast.row(0).unwrap();
     assert!((row[0] - 18.5).abs() < 1e-4 && (row[1] - 19.5).abs() < 1e-4, "{row:?}");
-    for bad in [&[0.5, 0.999][..], &[0.9, 0.1], &[0.5], &[0.0, 0.5]] {
+    let alone = client.forecast(&at(&[0.75])).await.unwrap();
+    assert_eq!((alone[0].forecast.levels().as_slice(), alone[0].forecast.horizon()), (&[0.75][..], 48));
+    assert!((alone[0].forecast.row(0).unwrap()[0] - 19.5).abs() < 1e-4);
+    for bad in [&[0.5, 0.999][..], &[0.9, 0.1], &[0.999], &[0.0, 0.5]] {
         assert_eq!(code(client.forecast(&at(bad)).await), Code::InvalidArgument, "{bad:?}");
     }
     server.shutdown().await.unwrap();
