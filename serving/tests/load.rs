@@ -131,6 +131,29 @@ async fn s1_a_request_in_flight_keeps_its_version_and_delays_no_reload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn s1_listing_the_versions_waits_for_no_reload() {
+    let (place, server) = place_with(&["a"], |config| config).await;
+    let client = client(&server).await;
+    place.publish(2);
+    place.label(2);
+    place.gate.hold_loading(2);
+    let (models, reloaded) = tokio::join!(
+        async {
+            until(|| place.gate.loads(2)).await;
+            let listed = client.clone().with_timeout(Duration::from_secs(5)).models().await;
+            place.gate.release_loading(2);
+            listed
+        },
+        server.reload()
+    );
+    let models = models.expect("the versions are listed while one of them is loaded");
+    let states: Vec<_> = models.iter().map(|m| (m.number, m.loaded)).collect();
+    assert_eq!(states, [(1, true), (2, false)]);
+    assert_eq!(reloaded.unwrap().map(|id| id.number), Some(2));
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s1_a_bad_version_is_refused_and_the_old_one_serves() {
     let (place, server) = place_with(&["a"], |config| config).await;
     let client = client(&server).await;
