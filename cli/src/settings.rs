@@ -104,6 +104,12 @@ pub struct ServeSettings {
     pub reload_every: Duration,
     /// Days of observations kept in memory for each series.
     pub context_days: u32,
+    /// How old the newest observation of a series may be before a fallback answers for it.
+    #[serde(with = "humantime_serde")]
+    pub stale_after: Duration,
+    /// How far ahead of the clock an observation may lie before it is refused.
+    #[serde(with = "humantime_serde")]
+    pub ahead_at_most: Duration,
 }
 
 impl Default for ServeSettings {
@@ -114,6 +120,8 @@ impl Default for ServeSettings {
             flush_every: Duration::from_secs(60),
             reload_every: Duration::from_secs(5),
             context_days: 35,
+            stale_after: Duration::from_secs(3600),
+            ahead_at_most: Duration::from_secs(15 * 60),
         }
     }
 }

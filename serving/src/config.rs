@@ -36,7 +36,7 @@ pub struct ServingConfig {
     /// How old the newest observation of a series may be, model time, before a fallback answers for it.
     #[serde(with = "humantime_serde")]
     pub stale_after: Duration,
-    /// How far ahead of the clock a row may lie, model time, before it is refused.
+    /// How far ahead of the clock a row may lie, model time, before it is refused: a few steps, for clocks that differ.
     #[serde(with = "humantime_serde")]
     pub ahead_at_most: Duration,
     /// How long requests in flight may go on when the server stops, real time.
@@ -59,7 +59,7 @@ impl Default for ServingConfig {
             reload_every: Duration::from_secs(5),
             context_days: 15,
             stale_after: Duration::from_secs(3600),
-            ahead_at_most: Duration::from_secs(24 * 3600),
+            ahead_at_most: Duration::from_secs(15 * 60),
             drain_for: Duration::from_secs(10),
         }
     }

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::context::{ContextStore, SeriesKey, Wanted};
 use crate::engine::{Bench, Engine, MAX_SCENARIO_VALUES, deadline, risks, scenarios};
-use crate::ingest::{Ingestor, checked};
+use crate::ingest::{Arrival, Ingestor, checked};
 use crate::registry::Reloader;
 use timeout::timeout;
 
@@ -83,11 +83,11 @@ impl ForecastApi {
 
     /// Takes one batch of a stream in; what is refused joins the answer.
     async fn take(&self, batch: v1::IngestRequest, answer: &mut v1::IngestResponse) -> Result<(), Status> {
-        let latest = self.clock.model().plus_ms(self.ahead_at_most_ms);
+        let arrival = Arrival { now: self.clock.model(), ahead_at_most_ms: self.ahead_at_most_ms };
         let mut rows = Vec::with_capacity(batch.rows.len());
         for row in batch.rows {
             let shard_id = row.shard_id.clone();
-            match checked(row, latest) {
+            match checked(row, arrival) {
                 Ok(row) => rows.push(row),
                 Err(reason) => {
                     answer.refused_total += 1;

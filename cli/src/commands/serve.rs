@@ -60,6 +60,8 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
         flush_every: settings.serve.flush_every,
         reload_every: settings.serve.reload_every,
         context_days: settings.serve.context_days,
+        stale_after: settings.serve.stale_after,
+        ahead_at_most: settings.serve.ahead_at_most,
         ..ServingConfig::default()
     })
 }

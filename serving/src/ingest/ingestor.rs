@@ -222,7 +222,8 @@ mod tests {
     }
 
     fn panicking(ingestor: &Ingestor) {
-        let flushed = catch_unwind(AssertUnwindSafe(|| ingestor.flush_by(|_| panic!("the writer of pieces is broken"))));
+        let flushed =
+            catch_unwind(AssertUnwindSafe(|| ingestor.flush_by(|_| panic!("the writer of pieces is broken"))));
         assert!(flushed.is_err());
     }
 
