@@ -96,6 +96,8 @@ pub struct ServeSettings {
     pub listen: String,
     /// Rows that may wait for compute before requests are refused.
     pub queue_rows: usize,
+    /// MiB of all scenario sets that are made or sent at once, before requests are refused.
+    pub scenario_mib: u32,
     /// How often observations become pieces of the history.
     #[serde(with = "humantime_serde")]
     pub flush_every: Duration,
@@ -117,6 +119,7 @@ impl Default for ServeSettings {
         Self {
             listen: "127.0.0.1:7654".into(),
             queue_rows: 65_536,
+            scenario_mib: 1024,
             flush_every: Duration::from_secs(60),
             reload_every: Duration::from_secs(5),
             context_days: 35,
