@@ -85,6 +85,7 @@ impl Stage {
                 scenario: Arc::clone(&self.scenario),
                 clock: Arc::clone(&self.clock),
                 scale: self.cluster.scale,
+                write_id_window: self.cluster.write_id_window,
                 until,
                 seed: self.seed,
             };
