@@ -10,7 +10,8 @@ use super::copy::SnapshotCopy;
 use super::names::Names;
 use super::pooler::Console;
 use super::roles;
-use super::session::{Login, Session, ident};
+use super::schema::Dump;
+use super::session::{Login, Place, Session};
 use super::settings::{PostgresSettings, ServerAddress};
 use super::tracker::ChangeTracker;
 use crate::{BackendError, MoveSpec, Position, Way};
@@ -37,6 +38,7 @@ pub(super) struct Live {
     sessions: BTreeMap<NodeId, Arc<Session>>,
     /// One for each pooler, once they are needed.
     pub consoles: Vec<Console>,
+    pub dump: Option<Dump>,
     pub copy: Option<SnapshotCopy>,
     pub comparing: Option<Comparing>,
     /// Where the fence under way stopped writes, and the marker's value there.
@@ -126,14 +128,19 @@ impl PostgresBackend {
     }
 
     /// A new session that works as the configured superuser, so that what it makes outlives the term's role.
-    pub(super) async fn session(&self, node: &NodeId, database: &str, application: &str) -> Result<Session, BackendError> {
-        let address = self.address(node)?;
-        let login = self.login(node).await?;
-        let session = Session::open(node, address, &login, database, application).await?;
-        if login.user != address.user {
-            session.run("setting the role", &format!("SET ROLE {}", ident(&address.user))).await?;
-        }
-        Ok(session)
+    pub(super) async fn session(
+        &self,
+        node: &NodeId,
+        database: &str,
+        application: &str,
+    ) -> Result<Session, BackendError> {
+        self.place(node).await?.open(database, application).await
+    }
+
+    /// A server and who logs in to it in this term.
+    pub(super) async fn place(&self, node: &NodeId) -> Result<Place, BackendError> {
+        let address = self.address(node)?.clone();
+        Ok(Place { node: node.clone(), address, login: self.login(node).await? })
     }
 
     /// A new session in a server's maintenance database.
@@ -171,7 +178,8 @@ impl PostgresBackend {
             pair("dbname", database),
             pair("user", user),
             pair("password", password),
-            "connect_timeout=5 keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000".to_owned(),
+            "connect_timeout=5 keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000"
+                .to_owned(),
         ]
         .join(" "))
     }

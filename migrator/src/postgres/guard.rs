@@ -31,7 +31,7 @@ CREATE TABLE {SCHEMA}.control (
   fenced_at timestamptz,
   deadline timestamptz,
   fence_at pg_lsn,
-  connection_limit int NOT NULL
+  opening text
 );
 CREATE TABLE {SCHEMA}.marker (way text PRIMARY KEY, n bigint NOT NULL);
 INSERT INTO {SCHEMA}.marker VALUES ('there', 0), ('back', 0);
@@ -83,14 +83,7 @@ fn like(text: &str) -> String {
 }
 
 /// Makes the move's schema, with the shard in `state`, unless this migration has made it before.
-///
-/// `connection_limit` is what the database gets back when it opens here; its present one if `None`.
-pub(super) async fn install(
-    session: &Session,
-    spec: &MoveSpec,
-    state: &str,
-    connection_limit: Option<i32>,
-) -> Result<(), BackendError> {
+pub(super) async fn install(session: &Session, spec: &MoveSpec, state: &str) -> Result<(), BackendError> {
     if let Some(row) = control(session).await? {
         return if row.migration == spec.migration.as_str() {
             Ok(())
@@ -102,13 +95,11 @@ pub(super) async fn install(
         };
     }
     let sql = format!(
-        "BEGIN; {}; INSERT INTO {SCHEMA}.control (migration, epoch, state, connection_limit) \
-         SELECT {}, {}, {}, {} FROM pg_database WHERE datname = current_database(); COMMIT",
+        "BEGIN; {}; INSERT INTO {SCHEMA}.control (migration, epoch, state) VALUES ({}, {}, {}); COMMIT",
         definitions(),
         literal(spec.migration.as_str()),
         spec.epoch.0,
-        literal(state),
-        connection_limit.map_or_else(|| "datconnlimit".to_owned(), |limit| limit.to_string())
+        literal(state)
     );
     session.run("making the schema foreshard", &sql).await
 }
@@ -207,7 +198,8 @@ pub(super) struct Control {
     /// Whether a fence stands.
     pub fenced: bool,
     pub fence_at: Option<Position>,
-    pub connection_limit: i32,
+    /// Statements that open the database to clients, if they have been noted.
+    pub opening: Option<String>,
 }
 
 /// The control row, if the move's schema is there.
@@ -217,7 +209,7 @@ pub(super) async fn control(session: &Session) -> Result<Option<Control>, Backen
     }
     let sql = format!(
         "SELECT migration, epoch, state, state = 'fenced' AND clock_timestamp() < deadline, \
-           (fence_at - '0/0'::pg_lsn)::bigint, connection_limit FROM {SCHEMA}.control"
+           (fence_at - '0/0'::pg_lsn)::bigint, opening FROM {SCHEMA}.control"
     );
     let Some(row) = session.maybe("reading the control row", &sql, &[]).await? else { return Ok(None) };
     Ok(Some(Control {
@@ -226,7 +218,7 @@ pub(super) async fn control(session: &Session) -> Result<Option<Control>, Backen
         state: get(&row, 2)?,
         fenced: get::<Option<bool>>(&row, 3)?.unwrap_or(false),
         fence_at: get::<Option<i64>>(&row, 4)?.and_then(|lsn| u64::try_from(lsn).ok()).map(Position),
-        connection_limit: get(&row, 5)?,
+        opening: get(&row, 5)?,
     }))
 }
 
@@ -369,28 +361,58 @@ pub(super) async fn seal(session: &Session, spec: &MoveSpec, proven: Position) -
     }
 }
 
-/// Opens the shard here in `epoch`; nothing happens if it is already.
+/// Notes, unless it has been noted before, what opens the database to clients, and closes it; one transaction.
+pub(super) async fn note_opening(
+    session: &Session,
+    opening: &[String],
+    closing: &[String],
+) -> Result<(), BackendError> {
+    if control(session).await?.is_some_and(|c| c.opening.is_some()) {
+        return Ok(());
+    }
+    let sql = format!(
+        "BEGIN; UPDATE {SCHEMA}.control SET opening = {}; {}; COMMIT",
+        literal(&opening.join("; ")),
+        closing.join("; ")
+    );
+    let noted = session.run("closing the database to clients", &sql).await;
+    if noted.is_err() && !session.is_closed() {
+        session.run("ending a transaction", "ROLLBACK").await?;
+    }
+    noted
+}
+
+/// Opens the shard here in `epoch`, to everybody who could log in where it comes from; nothing happens if it is already.
 pub(super) async fn open(session: &Session, spec: &MoveSpec, epoch: Epoch) -> Result<(), BackendError> {
     let doing = "opening the new owner";
+    let Some(found) = control(session).await?.filter(|c| c.migration == spec.migration.as_str()) else {
+        return Err(refusal(session, doing, spec).await);
+    };
+    if found.state == "open" && found.epoch == epoch {
+        return Ok(());
+    }
+    if found.epoch >= epoch || !matches!(found.state.as_str(), "importing" | "sealed") {
+        return Err(refusal(session, doing, spec).await);
+    }
+    // The condition is asked for again in the statement itself: an error of it undoes all of them.
     let sql = format!(
-        "UPDATE {SCHEMA}.control SET state = 'open', epoch = {e}, deadline = NULL, fence_at = NULL \
-         WHERE migration = {m} AND ((epoch < {e} AND state IN ('importing', 'sealed')) OR (epoch = {e} AND state = 'open')) \
-         RETURNING connection_limit",
+        "BEGIN; {opening}; ALTER DATABASE {database} SET foreshard.epoch = '{e}'; \
+         UPDATE {SCHEMA}.control SET state = 'open', epoch = {e}, deadline = NULL, fence_at = NULL, opening = NULL \
+           WHERE migration = {m} AND epoch < {e} AND state IN ('importing', 'sealed'); COMMIT",
+        opening = found.opening.as_deref().filter(|o| !o.is_empty()).unwrap_or("SELECT 1"),
+        database = ident(session.database()),
         e = epoch.0,
         m = literal(spec.migration.as_str())
     );
-    let rows = session.texts(doing, &sql).await?;
-    let Some(limit) =
-        rows.first().and_then(|r| r.first()).and_then(|t| t.as_deref()).and_then(|t| t.parse::<i32>().ok())
-    else {
-        return Err(refusal(session, doing, spec).await);
-    };
-    let database = ident(session.database());
-    let sql = format!(
-        "ALTER DATABASE {database} CONNECTION LIMIT {limit}; ALTER DATABASE {database} SET foreshard.epoch = '{}'",
-        epoch.0
-    );
-    session.run(doing, &sql).await
+    let opened = session.run(doing, &sql).await;
+    if opened.is_err() && !session.is_closed() {
+        session.run("ending a transaction", "ROLLBACK").await?;
+    }
+    opened?;
+    match control(session).await? {
+        Some(c) if c.state == "open" && c.epoch == epoch => Ok(()),
+        _ => Err(refusal(session, doing, spec).await),
+    }
 }
 
 /// The epoch that was last opened here, by which a move that was decided on older knowledge is refused (M2).

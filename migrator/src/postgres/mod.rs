@@ -1,13 +1,46 @@
-//! PostgreSQL: a shard is a database on one of several servers, and clients reach it through PgBouncer.
+//! PostgreSQL: a shard is a database on one of several servers, clients reach it through PgBouncer, and it moves by logical
+//! replication.
+//!
+//! From the bottom up:
+//! - [`session`]: connections, and what their errors mean; [`wire`]: replication connections, for slots, exported snapshots
+//!   and streams of changes; [`pgoutput`]: what such a stream says; [`pooler`]: PgBouncer's console and its routes.
+//! - [`guard`]: what refuses writes inside the server; [`replication`]: publications, slots, subscriptions; [`roles`]: a login
+//!   for each leader term.
+//! - [`preflight`], [`schema`], [`copy`]: checks, the schema, the rows at one snapshot.
+//! - [`tracker`] and [`compare`]: which keys have changed, and whether both sides hold the same.
+//! - [`bring`], [`verify`], [`way_back`], [`cut_over`], [`remove`]: the steps of a move, made of these.
+//! - [`engine`]: the [`crate::Backend`].
 
+mod backend;
+mod bring;
 mod catalog;
+mod compare;
+mod copy;
+mod cursor;
+mod cut_over;
+mod engine;
 mod guard;
+mod lsn;
 mod names;
+mod observe;
+mod pgoutput;
 mod pooler;
+mod preflight;
+mod remove;
 mod replication;
 mod roles;
+mod schema;
 mod sequences;
 mod session;
 mod settings;
+#[cfg(test)]
+mod test_pair;
+#[cfg(test)]
+mod test_server;
+mod tracker;
+mod verify;
+mod way_back;
+mod wire;
 
-pub use settings::{LongTransactions, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
+pub use backend::PostgresBackend;
+pub use settings::{LongTransactions, Machine, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};

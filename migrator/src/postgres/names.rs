@@ -59,6 +59,21 @@ impl Names {
         format!("{}_probe", self.stem)
     }
 
+    /// The target's database before it is known by its comment; renamed to the shard's name then.
+    pub fn unfinished_database(&self) -> String {
+        format!("{}_new", self.stem)
+    }
+
+    /// The comment on the target's database while it belongs to this migration.
+    pub fn mark(&self) -> String {
+        self.application()
+    }
+
+    /// The application name of the programs that bring the schema over; what they left running is ended by it.
+    pub fn programs(&self) -> String {
+        format!("{} schema", self.application())
+    }
+
     /// The application name of every connection that works on this migration.
     pub fn application(&self) -> String {
         format!("foreshard {}", self.stem)
@@ -88,6 +103,7 @@ pub(crate) fn external_objects(spec: &MoveSpec) -> Vec<String> {
         on(source, "subscription", &names.subscription(back)),
         on(source, "subscription", &names.probe()),
         on(target, "database", spec.shard.as_str()),
+        on(target, "database", &names.unfinished_database()),
         on(target, "schema", SCHEMA),
         on(target, "event_trigger", &names.ddl_guard()),
         on(target, "publication", &names.publication(back)),

@@ -9,6 +9,7 @@ use super::names::{Names, SCHEMA};
 use super::session::{Session, get, ident};
 use super::{guard, replication};
 use crate::{BackendError, Left, MoveSpec, Way};
+use tokio_postgres::types::Type;
 
 impl PostgresBackend {
     /// Before the seal: back to the start. The source is cleared first, since a slot that nobody reads keeps back its log.
@@ -22,7 +23,10 @@ impl PostgresBackend {
             && control.migration == spec.migration.as_str()
         {
             if control.state == "sealed" || control.state == "importing" || control.epoch > spec.epoch {
-                return Err(permanent(doing, format!("node {} is {}: the move is past the point of no return", spec.source, control.state)));
+                return Err(permanent(
+                    doing,
+                    format!("node {} is {}: the move is past the point of no return", spec.source, control.state),
+                ));
             }
             self.lift(live, spec).await?;
             self.clear_source(&source, spec).await?;
@@ -66,6 +70,8 @@ impl PostgresBackend {
         let doing = "removing a copy";
         let server = self.server(node, spec).await?;
         let names = Names::new(&spec.migration);
+        let unfinished = ident(&names.unfinished_database());
+        server.run(doing, &format!("DROP DATABASE IF EXISTS {unfinished} WITH (FORCE)")).await?;
         if has_database(&server, spec.shard.as_str()).await? {
             if !self.is_ours(&server, spec, node, filled_by).await? {
                 return Ok(());
@@ -95,8 +101,9 @@ impl PostgresBackend {
         filled_by: Way,
     ) -> Result<bool, BackendError> {
         let doing = "removing a copy";
-        let label = super::schema::ownership(server, spec.shard.as_str()).await?;
-        let labelled = label.as_deref() == Some(Names::new(&spec.migration).application().as_str());
+        let comment = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1";
+        let row = server.one(doing, comment, &[(&spec.shard.as_str(), Type::TEXT)]).await?;
+        let labelled = get::<Option<String>>(&row, 0)? == Some(Names::new(&spec.migration).mark());
         let session = self.session(node, spec.shard.as_str(), &Names::new(&spec.migration).application()).await?;
         match (guard::control(&session).await?, filled_by) {
             (Some(c), _) if c.migration != spec.migration.as_str() => Err(permanent(
@@ -105,7 +112,9 @@ impl PostgresBackend {
             )),
             (Some(c), Way::There) if c.state == "importing" => Ok(true),
             (Some(c), Way::Back) if c.state == "sealed" => Ok(true),
-            (Some(c), _) => Err(permanent(doing, format!("the database on node {node} is {}: it is left alone", c.state))),
+            (Some(c), _) => {
+                Err(permanent(doing, format!("the database on node {node} is {}: it is left alone", c.state)))
+            }
             // Made, but not yet given its control row.
             (None, Way::There) => Ok(labelled),
             (None, Way::Back) => Ok(false),
@@ -134,7 +143,6 @@ impl PostgresBackend {
             self.restore_identity(&target).await?;
             guard::remove(&target, self.settings.lock_timeout).await?;
         }
-        super::schema::disown(&target, spec.shard.as_str()).await?;
         self.forget(spec);
         Ok(Left::Nothing)
     }

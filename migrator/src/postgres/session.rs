@@ -7,6 +7,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, Error, NoTls, Row, SimpleQueryMessage};
 
 use super::settings::ServerAddress;
+use super::wire::SESSION_SETTINGS;
 use crate::BackendError;
 use crate::cause::with_causes;
 
@@ -17,18 +18,41 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// After so long without an answer to keep-alives a connection is given up.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Pins what the text of values depends on, so that hashes of rows are equal on both sides, and keeps foreign schemas out of
-/// names.
-const PINNED: &str = "SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET DateStyle = 'ISO, MDY'; \
-    SET IntervalStyle = 'postgres'; SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmlbinary = 'base64'; \
-    SET lc_monetary = 'C'; SET client_min_messages = 'warning'; SET idle_in_transaction_session_timeout = 0; \
-    SET statement_timeout = 0; SET row_security = off; SET default_transaction_read_only = off";
+/// More settings than [`SESSION_SETTINGS`], for sessions that change things.
+const SETTINGS: &[(&str, &str)] = &[
+    ("client_min_messages", "warning"),
+    ("row_security", "off"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+];
 
 /// Who logs in.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Login {
     pub user: String,
     pub password: String,
+}
+
+/// A server and who logs in to it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub node: NodeId,
+    pub address: ServerAddress,
+    pub login: Login,
+}
+
+impl Place {
+    /// Connects to a database of it, and works as the configured superuser, so that what is made outlives a term's role.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn open(&self, database: &str, application: &str) -> Result<Session, BackendError> {
+        let session = Session::open(&self.node, &self.address, &self.login, database, application).await?;
+        if self.login.user != self.address.user {
+            session.run("setting the role", &format!("SET ROLE {}", ident(&self.address.user))).await?;
+        }
+        Ok(session)
+    }
 }
 
 /// A connection to one database.
@@ -86,7 +110,9 @@ impl Session {
             let _ended = connection.await;
         });
         let session = Self { client, node: node.clone(), database: database.to_owned(), pump };
-        session.run("setting up the connection", PINNED).await?;
+        let settings = SESSION_SETTINGS.iter().chain(SETTINGS);
+        let pinned: String = settings.map(|(name, value)| format!("SET {name} = {};", literal(value))).collect();
+        session.run("setting up the connection", &pinned).await?;
         Ok(session)
     }
 
@@ -206,20 +232,17 @@ pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, colum
 /// An error as the driver's class: lost connections, servers that start or stop, locks that were not to be had in time and
 /// serialisation failures pass; everything else (a full disk, missing rights, a broken schema) does not mend itself.
 pub(crate) fn failed(doing: String, error: Error) -> BackendError {
-    let passes = match error.code() {
-        Some(code) => {
-            matches!(
-                code.code(),
-                "40001" | "40P01" | "55P03" | "55006" | "57014" | "57P01" | "57P02" | "57P03" | "53300" | "25006"
-            ) || code.code().starts_with("08")
-        }
-        None => true,
-    };
-    if passes {
+    if error.code().is_none_or(|code| passes(code.code())) {
         BackendError::Transient { doing, source: Box::new(error) }
     } else {
         BackendError::Permanent { doing, why: with_causes(&error) }
     }
+}
+
+/// Whether an error of this SQLSTATE may be gone when the same is tried again.
+pub(crate) fn passes(code: &str) -> bool {
+    matches!(code, "40001" | "40P01" | "55P03" | "55006" | "57014" | "57P01" | "57P02" | "57P03" | "53300" | "25006")
+        || code.starts_with("08")
 }
 
 /// The SQLSTATE under an error, if a server sent one.

@@ -72,7 +72,7 @@ impl Default for PostgresSettings {
 }
 
 /// How a server is reached.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerAddress {
     /// Host name, address, or folder of a Unix socket, as this process reaches it.
@@ -94,6 +94,28 @@ pub struct ServerAddress {
     /// The database to log in to when the shard's own cannot be used.
     #[serde(default = "maintenance_database")]
     pub database: String,
+    /// What it runs on, as far as that is not to be found out.
+    #[serde(default)]
+    pub machine: Machine,
+}
+
+/// What a server runs on, for its load in units of the reference node. Numbers that are not positive and finite count as
+/// left out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Machine {
+    /// Processor cores that all busy are 100 % of its CPU; those of the machine if left out.
+    pub cores: Option<f64>,
+    /// Its whole CPU relative to that of the reference node: measured utilisation times this is load.
+    pub speed: f64,
+    /// Bytes of memory that are a memory load of 100, the reference node's; those of the machine if left out.
+    pub memory_bytes: Option<f64>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { cores: None, speed: 1.0, memory_bytes: None }
+    }
 }
 
 fn maintenance_database() -> String {
@@ -110,6 +132,7 @@ impl Default for ServerAddress {
             peer_host: None,
             peer_port: None,
             database: maintenance_database(),
+            machine: Machine::default(),
         }
     }
 }

@@ -32,7 +32,9 @@ impl PostgresBackend {
             live.comparing = None;
             live.comparing = Some(self.begin_comparing(spec, &ends).await?);
         }
-        let Some(comparing) = live.comparing.as_mut() else { return Err(BackendError::Bug { what: "no comparison".into() }) };
+        let Some(comparing) = live.comparing.as_mut() else {
+            return Err(BackendError::Bug { what: "no comparison".into() });
+        };
         let stepped = comparing.step(&ends, spec).await;
         if comparing.tracker.seen_up_to().is_err() {
             // What has changed since is lost, and with it all that was found equal.

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::backend::{Live, PostgresBackend, permanent};
 use super::bring::{BYTES_PER_CHANGE, FAR};
-use super::guard;
 use super::names::{Names, SCHEMA};
 use super::replication::{self, Feed};
 use super::session::{Session, get, ident, literal};
+use super::{guard, schema};
 use crate::{BackendError, Lag, MoveSpec, Position, Way};
 
 /// How long the probe may take.
@@ -43,7 +43,9 @@ impl PostgresBackend {
         let connection = self.peer(&spec.target, spec.shard.as_str())?;
         replication::subscribe(source, &Feed { name, connection: &connection, publication: name }).await?;
         replication::enable(source, name).await?;
-        let row = target.one(doing, &format!("INSERT INTO {SCHEMA}.probe VALUES (gen_random_uuid()) RETURNING id::text"), &[]).await?;
+        let row = target
+            .one(doing, &format!("INSERT INTO {SCHEMA}.probe VALUES (gen_random_uuid()) RETURNING id::text"), &[])
+            .await?;
         let id: String = get(&row, 0)?;
         let seen = format!("SELECT 1 FROM {SCHEMA}.probe WHERE id = {}::uuid", literal(&id));
         let began = tokio::time::Instant::now();
@@ -51,7 +53,11 @@ impl PostgresBackend {
             if began.elapsed() > PROBE {
                 let why = format!(
                     "a row written on node {} was not seen on node {} within {} s: can {} reach {}, and is its log clean?",
-                    spec.target, spec.source, PROBE.as_secs(), spec.source, spec.target
+                    spec.target,
+                    spec.source,
+                    PROBE.as_secs(),
+                    spec.source,
+                    spec.target
                 );
                 return Err(permanent(doing, why));
             }
@@ -71,6 +77,12 @@ impl PostgresBackend {
             replication::drop_slot(&ends.source, &slot).await?;
         }
         replication::unpublish(&ends.source, &names.publication(Way::There)).await?;
+        // Triggers that fire on replicated changes have fired on the new owner; what they wrote comes back with the rest.
+        let mut opening = schema::held::enabling(&ends.source).await?;
+        opening.extend(schema::database::Opening::read(&ends.source).await?.statements(spec.shard.as_str()));
+        let mut closing = schema::held::disabling(&ends.source).await?;
+        closing.push(format!("ALTER DATABASE {} CONNECTION LIMIT 0", ident(spec.shard.as_str())));
+        guard::note_opening(&ends.source, &opening, &closing).await?;
         send_away(&ends.source).await?;
         let back = names.subscription(Way::Back);
         match replication::subscription(&ends.source, &back).await? {
@@ -88,7 +100,8 @@ impl PostgresBackend {
             let slot = Names::new(&spec.migration).slot(Way::Back);
             let (behind, status) = replication::backlog(&ends.target, &slot).await?;
             if matches!(status.as_str(), "lost" | "missing") {
-                let why = format!("slot {slot} on node {} is {status}: the shard can only stay where it is", spec.target);
+                let why =
+                    format!("slot {slot} on node {} is {status}: the shard can only stay where it is", spec.target);
                 return Err(permanent("carrying changes back", why));
             }
             return Ok(Lag { changes: (behind / BYTES_PER_CHANGE).max(FAR), applied: Position(0) });
@@ -113,8 +126,6 @@ impl PostgresBackend {
 
 /// Clients that came past the poolers must not go on reading what is no longer up to date.
 async fn send_away(source: &Session) -> Result<(), BackendError> {
-    let sql = format!("ALTER DATABASE {} CONNECTION LIMIT 0", ident(source.database()));
-    source.run("closing the old owner", &sql).await?;
     let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid \
                WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid() \
                  AND application_name NOT LIKE 'foreshard %' AND NOT rolsuper";

@@ -1,0 +1,243 @@
+//! What comparing needs to know of a table: how its rows are told apart and ordered, and how a row is hashed.
+//!
+//! A row's hash is that of its columns in the binary form in which the server sends them, in the order of their names: every
+//! bit counts (-0 and 0, 1.0 and 1.00, spaces in json, blanks at the end), a null is no empty text, and it takes a third of
+//! the time of the text form. Binary forms of types that an extension or a user has made can hold object identifiers, which
+//! differ from server to server; such columns are hashed as text.
+//!
+//! The hash has 64 bits; a range has the number and the exact sum of its rows' hashes, so that equal rows do not cancel out. Two
+//! ranges that differ look equal with a probability of 2^-64: once in 10^13 moves if each compares a million differing ranges.
+
+use std::collections::BTreeMap;
+use tokio_postgres::types::Type;
+
+use crate::BackendError;
+use crate::postgres::catalog::Table;
+use crate::postgres::session::{Session, get, ident};
+
+/// Types of the server whose binary form is exact and the same on every server of its version, and arrays of them.
+const BINARY: &[&str] = &[
+    "bit",
+    "bool",
+    "box",
+    "bpchar",
+    "bytea",
+    "char",
+    "cidr",
+    "circle",
+    "date",
+    "float4",
+    "float8",
+    "inet",
+    "int2",
+    "int4",
+    "int8",
+    "interval",
+    "json",
+    "jsonb",
+    "line",
+    "lseg",
+    "macaddr",
+    "macaddr8",
+    "money",
+    "name",
+    "numeric",
+    "oid",
+    "path",
+    "pg_lsn",
+    "point",
+    "polygon",
+    "text",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "timetz",
+    "uuid",
+    "varbit",
+    "varchar",
+    "xid8",
+];
+
+/// The strategies of a B-tree, in the order of [`KeyColumn::operators`].
+const STRATEGIES: [&str; 5] = ["<", "<=", "=", ">=", ">"];
+
+/// A column of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type, as SQL wants it.
+    pub type_name: String,
+    /// Less, less or equal, equal, greater or equal, greater: the operators that order the key's index.
+    pub operators: [String; 5],
+}
+
+/// A table as it is compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Schema.
+    pub schema: String,
+    /// Name.
+    pub name: String,
+    /// Schema and name as SQL wants them.
+    pub table: String,
+    /// Columns of the key; empty if the table has none and is compared as one multiset of rows.
+    pub key: Vec<KeyColumn>,
+    /// Hash of a row of the table, which statements call `t`.
+    pub hash: String,
+}
+
+impl Layout {
+    /// Its name for a person.
+    pub fn readable(&self) -> String {
+        format!("table {}.{}", self.schema, self.name)
+    }
+
+    /// Whether the operators of the key are the server's own, so that rows can be compared as rows.
+    pub fn has_plain_order(&self) -> bool {
+        self.key.iter().all(|column| column.operators.iter().zip(STRATEGIES).all(|(ours, plain)| ours == plain))
+    }
+}
+
+/// Reads how `tables` are compared, in their order.
+///
+/// # Errors
+/// [`BackendError`], as reading the catalog fails, or [`BackendError::Permanent`] if a table is not there.
+pub(crate) async fn layouts(session: &Session, tables: &[Table]) -> Result<Vec<Layout>, BackendError> {
+    let schemas: Vec<&str> = tables.iter().map(|t| t.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|t| t.name.as_str()).collect();
+    let mut hashes = hashes(session, &schemas, &names).await?;
+    let mut keys = keys(session, &schemas, &names).await?;
+    let mut layouts = Vec::with_capacity(tables.len());
+    for (number, table) in (1_i64..).zip(tables) {
+        let Some(hash) = hashes.remove(&number) else {
+            let doing = format!("comparing table {}.{}", table.schema, table.name);
+            return Err(BackendError::Permanent {
+                doing,
+                why: format!("node {} has no such table any more; start the move again", session.node()),
+            });
+        };
+        layouts.push(Layout {
+            schema: table.schema.clone(),
+            name: table.name.clone(),
+            table: table.sql(),
+            key: keys.remove(&number).unwrap_or_default(),
+            hash,
+        });
+    }
+    Ok(layouts)
+}
+
+/// The hash of a row of each table, by its number from 1. Generated columns count too: the target has computed them anew.
+async fn hashes(session: &Session, schemas: &[&str], names: &[&str]) -> Result<BTreeMap<i64, String>, BackendError> {
+    let sql = "SELECT w.number, a.attname::text, t.typtype = 'd', b.typname::text, bn.nspname = 'pg_catalog' \
+         FROM unnest($1, $2) WITH ORDINALITY w(schema_name, table_name, number) \
+         JOIN pg_namespace n ON n.nspname = w.schema_name \
+         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.table_name \
+         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         LEFT JOIN pg_type t ON t.oid = a.atttypid \
+         LEFT JOIN pg_type b ON b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END \
+         LEFT JOIN pg_namespace bn ON bn.oid = b.typnamespace \
+         ORDER BY w.number, a.attname COLLATE \"C\"";
+    let rows =
+        session.query("reading the columns", sql, &[(&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)]).await?;
+    let mut columns: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+    for row in &rows {
+        let of_table = columns.entry(get(row, 0)?).or_default();
+        if let Some(name) = get::<Option<String>>(row, 1)? {
+            let base = get::<bool>(row, 4)?.then_some(get::<String>(row, 3)?);
+            of_table.push(canonical(&name, get(row, 2)?, base.as_deref()));
+        }
+    }
+    Ok(columns.into_iter().map(|(number, columns)| (number, row_hash(&columns))).collect())
+}
+
+/// A column as it goes into the hash; `base` is its type, or that which its domain restricts, if it is the server's own.
+fn canonical(name: &str, is_domain: bool, base: Option<&str>) -> String {
+    let column = format!("t.{}", ident(name));
+    match base {
+        Some(base) if BINARY.contains(&base.strip_prefix('_').unwrap_or(base)) => {
+            if is_domain {
+                format!("{column}::pg_catalog.{}", ident(base))
+            } else {
+                column
+            }
+        }
+        // A row of one column is written by the type's output function; a cast to text need not be (character loses blanks).
+        _ => format!("ROW({column})::text"),
+    }
+}
+
+fn row_hash(columns: &[String]) -> String {
+    // All bytes in one hash: hashes of columns would be combined linearly, and values that two rows exchanged would cancel.
+    format!("hash_record_extended(ROW(record_send(ROW({}))), 0)", columns.join(", "))
+}
+
+/// The key of each table that has one: that which tells its changes, or the primary key where the whole row does.
+async fn keys(
+    session: &Session,
+    schemas: &[&str],
+    names: &[&str],
+) -> Result<BTreeMap<i64, Vec<KeyColumn>>, BackendError> {
+    let sql = "SELECT w.number, a.attname::text, format_type(a.atttypid, a.atttypmod), \
+             (SELECT array_agg(o.oprname::text ORDER BY m.amopstrategy) FROM pg_amop m JOIN pg_operator o ON o.oid = m.amopopr \
+              WHERE m.amopfamily = oc.opcfamily AND m.amoplefttype = oc.opcintype AND m.amoprighttype = oc.opcintype \
+                AND m.amoppurpose = 's' AND m.amopstrategy BETWEEN 1 AND 5), \
+             (SELECT array_agg(ns.nspname::text ORDER BY m.amopstrategy) FROM pg_amop m JOIN pg_operator o ON o.oid = m.amopopr \
+              JOIN pg_namespace ns ON ns.oid = o.oprnamespace \
+              WHERE m.amopfamily = oc.opcfamily AND m.amoplefttype = oc.opcintype AND m.amoprighttype = oc.opcintype \
+                AND m.amoppurpose = 's' AND m.amopstrategy BETWEEN 1 AND 5) \
+         FROM unnest($1, $2) WITH ORDINALITY w(schema_name, table_name, number) \
+         JOIN pg_namespace n ON n.nspname = w.schema_name \
+         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.table_name \
+         JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid \
+           AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END \
+         CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY k(attnum, opclass, place) \
+         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum \
+         JOIN pg_opclass oc ON oc.oid = k.opclass \
+         WHERE k.place <= i.indnkeyatts ORDER BY w.number, k.place";
+    let rows =
+        session.query("reading the keys", sql, &[(&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)]).await?;
+    let mut keys: BTreeMap<i64, Vec<KeyColumn>> = BTreeMap::new();
+    for row in &rows {
+        let (names, schemas): (Vec<String>, Vec<String>) = (get(row, 3)?, get(row, 4)?);
+        let operators: Vec<String> = names.iter().zip(&schemas).map(|(name, schema)| operator(schema, name)).collect();
+        let operators = operators.try_into().map_err(|found: Vec<String>| BackendError::Bug {
+            what: format!("the order of a key has {} operators", found.len()),
+        })?;
+        let column = KeyColumn { name: get(row, 1)?, type_name: get(row, 2)?, operators };
+        keys.entry(get(row, 0)?).or_default().push(column);
+    }
+    Ok(keys)
+}
+
+/// An operator; one of an extension is found in its schema only.
+fn operator(schema: &str, name: &str) -> String {
+    if schema == "pg_catalog" && STRATEGIES.contains(&name) {
+        name.to_owned()
+    } else {
+        format!("OPERATOR({}.{name})", ident(schema))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_sent_in_binary_only_where_that_is_the_same_everywhere() {
+        assert_eq!(canonical("a", false, Some("int4")), "t.\"a\"");
+        assert_eq!(canonical("a", false, Some("_text")), "t.\"a\"");
+        assert_eq!(canonical("a\"b", true, Some("bpchar")), "t.\"a\"\"b\"::pg_catalog.\"bpchar\"");
+        assert_eq!(canonical("a", false, Some("xml")), "ROW(t.\"a\")::text");
+        assert_eq!(canonical("a", false, Some("regclass")), "ROW(t.\"a\")::text");
+        assert_eq!(canonical("a", false, None), "ROW(t.\"a\")::text");
+    }
+
+    #[test]
+    fn operators_of_extensions_keep_their_schema() {
+        assert_eq!(operator("pg_catalog", "<="), "<=");
+        assert_eq!(operator("public", "<="), "OPERATOR(\"public\".<=)");
+        assert_eq!(operator("pg_catalog", "~<~"), "OPERATOR(\"pg_catalog\".~<~)");
+    }
+}

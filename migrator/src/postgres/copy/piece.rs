@@ -1,0 +1,138 @@
+//! A pair of connections that copies one piece after the other.
+
+use bytes::{Bytes, BytesMut};
+use futures::{SinkExt, StreamExt};
+use std::pin::pin;
+
+use super::plan::{Piece, Planned};
+use super::{CopyError, SnapshotCopy, record};
+use crate::BackendError;
+use crate::postgres::session::{Session, literal};
+
+/// Bytes passed on at once. Each side holds a few of them, however large the piece or a value is.
+const CHUNK: usize = 64 << 10;
+
+/// How long a table may be locked by somebody else, on either side.
+const READER: &str = "SET lock_timeout = '5s'";
+/// No trigger and no foreign key; durable at the end, not with each piece.
+const WRITER: &str = "SET session_replication_role = replica; SET synchronous_commit = off; SET lock_timeout = '10s'";
+
+/// A transaction with the snapshot on the source, and a connection to the target.
+pub(super) struct Pair {
+    pub reader: Session,
+    pub writer: Session,
+}
+
+/// What came of a piece.
+pub(super) enum Outcome {
+    Copied {
+        rows: u64,
+        bytes: u64,
+    },
+    /// The table has another file than when it was planned.
+    Rewritten,
+}
+
+impl SnapshotCopy {
+    /// # Errors
+    /// [`CopyError::Lost`] if the snapshot cannot be taken any more.
+    pub(super) async fn open_reader(&self) -> Result<Session, CopyError> {
+        let reader = self.between.source.open(&self.between.shard, &self.between.application).await?;
+        reader.run("setting up the connection", READER).await?;
+        let sql = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+            literal(self.snapshot())
+        );
+        reader.run("taking the snapshot", &sql).await.map_err(|e| match e {
+            refused @ BackendError::Permanent { .. } => self.lost(refused),
+            other => CopyError::Failed(other),
+        })?;
+        Ok(reader)
+    }
+
+    pub(super) async fn open_writer(&self) -> Result<Session, CopyError> {
+        let writer = self.between.target.open(&self.between.shard, &self.between.application).await?;
+        writer.run("setting up the connection", WRITER).await?;
+        Ok(writer)
+    }
+
+    /// Makes the target ready to record pieces.
+    pub(super) async fn prepare(&self) -> Result<(), CopyError> {
+        if !self.work().is_prepared {
+            let writer = self.open_writer().await?;
+            record::prepare(&writer, &self.record_id()).await?;
+            self.work().is_prepared = true;
+        }
+        Ok(())
+    }
+}
+
+impl Pair {
+    pub fn is_open(&self) -> bool {
+        !self.reader.is_closed() && !self.writer.is_closed()
+    }
+
+    /// Copies a piece in a transaction of the target that also records it. After an error the pair is of no use.
+    pub async fn copy(&self, copy: &SnapshotCopy, table: &Planned, piece: &Piece) -> Result<Outcome, CopyError> {
+        let lock = format!(
+            "SAVEPOINT piece; LOCK TABLE ONLY {} IN ACCESS SHARE MODE; \
+             SELECT COALESCE(pg_relation_filenode({}), 0), current_setting('server_encoding')",
+            table.table.sql(),
+            table.oid
+        );
+        let locked = self.reader.texts("locking a table", &lock).await?;
+        let [Some(file), Some(encoding)] = locked.last().map(Vec::as_slice).unwrap_or_default() else {
+            return Err(BackendError::Bug { what: "a table without a file".into() }.into());
+        };
+        let outcome = if *file == table.file.to_string() {
+            self.copy_locked(copy, table, piece, encoding).await?
+        } else {
+            Outcome::Rewritten
+        };
+        // Lets the lock go; the snapshot stays.
+        self.reader.run("unlocking a table", "ROLLBACK TO SAVEPOINT piece; RELEASE SAVEPOINT piece").await?;
+        Ok(outcome)
+    }
+
+    async fn copy_locked(
+        &self,
+        copy: &SnapshotCopy,
+        table: &Planned,
+        piece: &Piece,
+        encoding: &str,
+    ) -> Result<Outcome, BackendError> {
+        let id = record::Id { snapshot: copy.record_id(), relation: table.oid, from: piece.from };
+        if let Some((rows, bytes)) = record::begin(&self.writer, &id).await? {
+            return Ok(Outcome::Copied { rows, bytes });
+        }
+        let (rows, bytes) =
+            self.pipe(copy, &table.copy_out(piece, encoding), &table.copy_in(encoding), &table.table.sql()).await?;
+        record::commit(&self.writer, &id, rows, bytes).await?;
+        Ok(Outcome::Copied { rows, bytes })
+    }
+
+    async fn pipe(&self, copy: &SnapshotCopy, out: &str, into: &str, name: &str) -> Result<(u64, u64), BackendError> {
+        let reading = format!("reading rows of {name}");
+        let writing = format!("writing rows of {name}");
+        let source = self.reader.client().copy_out(out).await.map_err(|e| self.reader.failed(&reading, e))?;
+        let target =
+            self.writer.client().copy_in::<_, Bytes>(into).await.map_err(|e| self.writer.failed(&writing, e))?;
+        let (mut source, mut target) = (pin!(source), pin!(target));
+        let chunk = copy.pace.get().map_or(CHUNK, |rate| (rate as usize / 4).clamp(1 << 10, CHUNK));
+        let mut buffer = BytesMut::with_capacity(chunk);
+        let mut bytes = 0;
+        while let Some(row) = source.next().await {
+            buffer.extend_from_slice(&row.map_err(|e| self.reader.failed(&reading, e))?);
+            if buffer.len() >= chunk {
+                bytes += buffer.len() as u64;
+                copy.pace.take(buffer.len()).await;
+                target.feed(buffer.split().freeze()).await.map_err(|e| self.writer.failed(&writing, e))?;
+            }
+        }
+        bytes += buffer.len() as u64;
+        copy.pace.take(buffer.len()).await;
+        target.feed(buffer.freeze()).await.map_err(|e| self.writer.failed(&writing, e))?;
+        let rows = target.finish().await.map_err(|e| self.writer.failed(&writing, e))?;
+        Ok((rows, bytes))
+    }
+}

@@ -1,0 +1,10 @@
+//! PostgreSQL servers, poolers and clients under real load: what the PostgreSQL backend is proven with.
+//!
+//! Needs PostgreSQL 15 or newer and PgBouncer (`scripts/test` installs both). Every test starts servers of its own on
+//! loopback ports nobody else has, in folders of its own, and stops them by process id.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cluster;
+mod harness;
+mod moves;
+mod smoke;
