@@ -99,7 +99,10 @@ impl Cluster {
     pub async fn start_move(&self, driver: &Driver, n: usize) -> MigrationId {
         let from = self.owner().await.node;
         let to = if from == node("source") { "target" } else { "source" };
-        driver.start(a_move(&from, &node(to)), PlanId::new(format!("p{n}")).unwrap(), Consistency::Strict).await.unwrap()
+        driver
+            .start(a_move(&from, &node(to)), PlanId::new(format!("p{n}")).unwrap(), Consistency::Strict)
+            .await
+            .unwrap()
     }
 
     /// Nothing but the shard's database on its owner is left, nothing is paused, and no object is recorded.

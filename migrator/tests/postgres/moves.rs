@@ -48,7 +48,10 @@ async fn m1_a_database_moves_there_and_is_finished_and_moves_back_by_a_second_mo
         let id = cluster.start_move(&driver, n).await;
         let record = driver.run(&id).await.unwrap();
         assert!(matches!(record.state, MigrationState::Reversible { .. }), "{:?} {:?}", record.state, record.why);
-        println!("move {n}: {} rows, {} bytes, fence {} ms", record.progress.rows, record.progress.bytes, record.fence_ms);
+        println!(
+            "move {n}: {} rows, {} bytes, fence {} ms",
+            record.progress.rows, record.progress.bytes, record.fence_ms
+        );
         checker.acknowledges(50).await;
         let record = driver.finish(&id).await.unwrap();
         assert_eq!(record.state, MigrationState::Done);
