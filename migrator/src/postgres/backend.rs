@@ -8,6 +8,7 @@ use super::catalog::Sequence;
 use super::compare::Comparison;
 use super::copy::SnapshotCopy;
 use super::names::Names;
+use super::observe::Observer;
 use super::pooler::Console;
 use super::roles;
 use super::schema::Dump;
@@ -22,6 +23,9 @@ pub struct PostgresBackend {
     pub(super) clock: Arc<dyn Clock>,
     charge: Mutex<Charge>,
     live: Mutex<BTreeMap<MigrationId, Arc<tokio::sync::Mutex<Live>>>>,
+    pub(super) observer: Observer,
+    /// Sessions in the servers' maintenance databases, to observe by.
+    pub(super) looking: tokio::sync::Mutex<BTreeMap<NodeId, Arc<Session>>>,
 }
 
 /// Who is in charge, and the logins of that term on the servers that have been taken over so far.
@@ -77,7 +81,15 @@ pub(super) fn fenced(doing: &str, why: impl Into<String>) -> BackendError {
 impl PostgresBackend {
     /// A backend on servers and poolers; nothing is connected yet.
     pub fn new(settings: PostgresSettings, clock: Arc<dyn Clock>) -> Self {
-        Self { settings, clock, charge: Mutex::default(), live: Mutex::default() }
+        let observer = Observer::new(&settings, Arc::clone(&clock));
+        Self {
+            settings,
+            clock,
+            charge: Mutex::default(),
+            live: Mutex::default(),
+            observer,
+            looking: tokio::sync::Mutex::default(),
+        }
     }
 
     pub(super) fn address(&self, node: &NodeId) -> Result<&ServerAddress, BackendError> {

@@ -118,7 +118,7 @@ impl Backend for PostgresBackend {
     }
 
     async fn observe(&self) -> Result<Vec<Observation>, BackendError> {
-        Ok(Vec::new())
+        self.observe_load().await
     }
 
     /// Copying a piece and building an index may take long; what may not has a limit of its own for every answer.

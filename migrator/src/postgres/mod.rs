@@ -40,8 +40,11 @@ mod test_pair;
 mod test_server;
 mod tracker;
 mod verify;
+mod watch_load;
+mod watchdog;
 mod way_back;
 mod wire;
 
 pub use backend::PostgresBackend;
 pub use settings::{LongTransactions, Machine, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
+pub use watchdog::Watchdog;

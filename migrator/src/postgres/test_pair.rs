@@ -64,6 +64,7 @@ fn place(node: &str, server: &TestServer) -> Place {
             peer_host: None,
             peer_port: None,
             database: "postgres".into(),
+            ..ServerAddress::default()
         },
         login: Login { user: params.user, password: String::new() },
     }

@@ -1,7 +1,7 @@
 //! A backend that passes every call on to another until its fault is due.
 
 use async_trait::async_trait;
-use foreshard_domain::{BackendKind, Epoch, NodeId, Observation, RealTime, ShardId};
+use foreshard_domain::{BackendKind, Epoch, LeaderTerm, NodeId, Observation, RealTime, ShardId};
 use foreshard_migrator::{
     Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
 };
@@ -84,6 +84,14 @@ impl Backend for FaultyBackend {
 
     fn external_objects(&self, spec: &MoveSpec) -> Vec<String> {
         self.inner.external_objects(spec)
+    }
+
+    async fn take_over(&self, term: LeaderTerm) -> Result<(), BackendError> {
+        self.inner.take_over(term).await
+    }
+
+    async fn open_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        self.pass(self.inner.open_way_back(spec)).await
     }
 
     async fn preflight(&self, spec: &MoveSpec) -> Result<(), BackendError> {

@@ -71,7 +71,11 @@ impl Cluster {
 
     /// A new controller: the next leader term, on a backend of its own.
     pub async fn controller(&self) -> Arc<Driver> {
-        self.controller_with(Arc::new(PostgresBackend::new(self.settings.clone(), Arc::new(SystemClock)))).await
+        self.controller_with(Arc::new(self.backend())).await
+    }
+
+    pub fn backend(&self) -> PostgresBackend {
+        PostgresBackend::new(self.settings.clone(), Arc::new(SystemClock))
     }
 
     pub async fn controller_with(&self, backend: Arc<dyn Backend>) -> Arc<Driver> {

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cluster;
+mod faults;
 mod harness;
 mod moves;
 mod smoke;
+mod watched;

@@ -4,7 +4,9 @@ use crate::cluster::{Cluster, SHOP};
 use crate::harness::bench::{self, Bench, BenchOptions};
 use crate::harness::checker::{Checker, CheckerOptions, create_tables};
 use crate::harness::server::ServerOptions;
+use crate::watched::{Watched, When};
 use foreshard_migrator::MigrationState;
+use std::sync::Arc;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn m1_a_database_moves_there_and_back_by_rollback_and_clients_only_wait() {
@@ -76,17 +78,24 @@ async fn a_cancelled_move_leaves_nothing_whenever_it_is_cancelled() {
         &[cluster.poolers[0].app_address(SHOP)],
         &CheckerOptions { rate: 50.0, ..CheckerOptions::default() },
     );
-    let driver = cluster.controller().await;
-    for (n, wanted) in ["preparing", "copying", "catching_up", "verifying"].iter().enumerate() {
+    let backend = Arc::new(Watched::new(cluster.backend()));
+    let driver = cluster.controller_with(backend.clone()).await;
+    for (n, call) in ["prepare", "copy", "catch_up", "verify", "try_way_back"].into_iter().enumerate() {
+        let stop = backend.stop_at(call, When::After);
         let id = cluster.start_move(&driver, n).await;
         let (runner, name) = (driver.clone(), id.clone());
         let running = tokio::spawn(async move { runner.run(&name).await });
-        while cluster.record(&id).await.state.name() != *wanted {
+        stop.reached().await;
+        let (canceller, name) = (driver.clone(), id.clone());
+        let cancelled = tokio::spawn(async move { canceller.cancel(&name).await });
+        // The request is committed while the call is still under way.
+        while cluster.record(&id).await.state.name() != "undoing" {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
-        driver.cancel(&id).await.unwrap();
+        stop.go_on();
         let record = running.await.unwrap().unwrap();
-        assert_eq!(record.state, MigrationState::Cancelled, "{wanted}: {:?}", record.why);
+        assert_eq!(record.state, MigrationState::Cancelled, "{call}: {:?}", record.why);
+        cancelled.await.unwrap().unwrap();
         cluster.assert_clean().await;
     }
     checker.finish(&cluster.source.app_address(SHOP)).await.assert_unnoticed();

@@ -184,8 +184,16 @@ impl Doubts {
         self.tables.entry(table).or_insert_with(new).doubt.renew(since, told);
     }
 
-    /// A row was found equal when the target had applied its changes, or its difference has been reported.
-    pub fn settled(&mut self, table: usize, key: &Key) {
+    /// A row was found equal when the target had applied everything up to `applied`.
+    pub fn settled(&mut self, table: usize, key: &Key, applied: Position) {
+        let doubt = self.rows.get(&table).and_then(|rows| rows.get(key));
+        if doubt.is_some_and(|doubt| doubt.since <= applied) {
+            self.reported(table, key);
+        }
+    }
+
+    /// The difference of a row has been reported.
+    pub fn reported(&mut self, table: usize, key: &Key) {
         let Some(rows) = self.rows.get_mut(&table) else { return };
         if let Some(doubt) = rows.remove(key) {
             self.untold -= usize::from(!doubt.told);
@@ -317,7 +325,9 @@ mod tests {
         doubts.found(0, key("a"), Position(20));
         assert_eq!(doubts.ripe(None, Position(29), 5), None);
         assert_eq!(doubts.ripe(None, Position(30), 5), Some((0, vec![key("a")])));
-        doubts.settled(0, &key("a"));
+        doubts.settled(0, &key("a"), Position(29));
+        assert_eq!(doubts.len(), 1, "equal before the target had applied its changes");
+        doubts.settled(0, &key("a"), Position(30));
         assert_eq!((doubts.len(), doubts.untold()), (0, 0));
     }
 

@@ -24,8 +24,9 @@
 //! asked for, was read before the call. All of it is in memory: if the process or the reader is lost, verification begins anew.
 //!
 //! What is not found: rows that the target changes by itself, without a change of theirs in the log, after they were found equal.
-//! Nobody but the move's own role can write there. And a commit stands in the log a moment before statements on the source see it:
-//! a change that the target failed to apply escapes if the row is compared within that moment.
+//! Nobody but the move's own role can write there. And a commit stands in the log a moment before statements on the source
+//! see it (as long as it waits for a standby, if it does): a change that the target failed to apply escapes if the row is
+//! compared within that moment.
 //!
 //! # When a difference is a fault
 //!

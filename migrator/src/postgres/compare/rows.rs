@@ -16,7 +16,7 @@ impl Comparison {
     pub async fn settle(&mut self, sides: Sides<'_>, applied: Position, budget: Duration) -> Result<(), BackendError> {
         let begun = self.clock.real();
         while let Some((table, keys)) = self.doubts.ripe(self.round.as_ref(), applied, ROWS_AT_ONCE) {
-            self.compare_rows(sides, table, &keys).await?;
+            self.compare_rows(sides, table, &keys, applied).await?;
             self.round = keys.into_iter().next_back().map(|key| (table, key));
             if self.clock.real().since(begun) >= budget {
                 return Ok(());
@@ -27,8 +27,8 @@ impl Comparison {
     }
 
     /// In the fence: compares everything that is in doubt and returns what differs. Changes up to `fence_at` must have been
-    /// told, and the target must have applied them. What is found equal is no longer in doubt, so that a later fence has less to do
-    /// if this one is lifted.
+    /// told, and the target must have applied them. What is found equal is no longer in doubt, so that a later fence has less
+    /// to do if this one is lifted.
     ///
     /// # Errors
     /// As [`Self::step`]; [`BackendError::Bug`] if it is called too early.
@@ -51,7 +51,7 @@ impl Comparison {
             for (key, difference) in keys.iter().zip(differences) {
                 match difference {
                     Some(difference) => name(&mut found.differing, named(layout, key, difference)),
-                    None => self.doubts.settled(table, key),
+                    None => self.doubts.settled(table, key, fence_at),
                 }
             }
             last = keys.into_iter().next_back().map(|key| (table, key));
@@ -62,7 +62,7 @@ impl Comparison {
             let (source, target) = sides.hashes(layout, &Range::default()).await?;
             (found.ranges, found.rows) = (found.ranges + 1, found.rows + source.rows);
             if source == target {
-                self.doubts.compared(table, Some(everything));
+                self.doubts.compared(table, Some(fence_at));
             } else {
                 name(&mut found.differing, format!("{} differs", layout.readable()));
             }
@@ -71,7 +71,13 @@ impl Comparison {
     }
 
     /// Compares rows in doubt whose changes the target has applied.
-    async fn compare_rows(&mut self, sides: Sides<'_>, table: usize, keys: &[Key]) -> Result<(), BackendError> {
+    async fn compare_rows(
+        &mut self,
+        sides: Sides<'_>,
+        table: usize,
+        keys: &[Key],
+        applied: Position,
+    ) -> Result<(), BackendError> {
         let Some(layout) = self.layouts.get(table) else { return Ok(()) };
         let differences = sides.rows(layout, keys).await?;
         let at = match differences.iter().any(Option::is_some) {
@@ -81,10 +87,10 @@ impl Comparison {
         let (now, patience) = (self.clock.real(), self.limits.patience);
         for (key, difference) in keys.iter().zip(differences) {
             match difference {
-                None => self.doubts.settled(table, key),
+                None => self.doubts.settled(table, key, applied),
                 Some(difference) if self.doubts.differed(table, key, at, now, patience) => {
                     name(&mut self.found.differing, named(layout, key, difference));
-                    self.doubts.settled(table, key);
+                    self.doubts.reported(table, key);
                 }
                 Some(_) => {}
             }

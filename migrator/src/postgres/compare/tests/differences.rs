@@ -71,7 +71,7 @@ async fn what_a_generated_column_holds_counts() {
     let Some(pair) = Pair::new("SELECT").await else { return };
     pair.at_source("CREATE TABLE g (id int PRIMARY KEY, v int GENERATED ALWAYS AS (id % 7) STORED)").await;
     pair.at_target("CREATE TABLE g (v int GENERATED ALWAYS AS (id % 5) STORED, id int PRIMARY KEY)").await;
-    pair.both("INSERT INTO g SELECT generate_series(1, 7)").await;
+    pair.both("INSERT INTO g (id) SELECT generate_series(1, 7)").await;
     let expected: Vec<_> = (5..=7).map(|id| format!("table public.g key ({id}) differs")).collect();
     assert_eq!(sorted(pair.verified(3).await.differing), expected, "the order of columns does not count");
 }
@@ -132,13 +132,13 @@ async fn a_comparison_goes_on_where_another_stopped() {
     let mut anew = resumed(cursors.first().unwrap(), pair.layouts().await);
     pair.finish(&mut anew).await;
     assert_eq!((anew.found().rows, anew.found().differing.len()), (85, 2), "a row was in doubt");
-    for (cursor, rows) in
-        [(r#"{"table":0,"after":["40"],"open":0}"#, 45), (r#"{"table":1,"after":["it's","10"],"open":0}"#, 15)]
+    for (cursor, rows, ranges) in
+        [(r#"{"table":0,"after":["40"],"open":0}"#, 45, 6), (r#"{"table":1,"after":["it's","10"],"open":0}"#, 15, 2)]
     {
         let mut second = resumed(cursor, pair.layouts().await);
         assert_eq!(second.cursor().as_deref(), Some(cursor));
         pair.finish(&mut second).await;
-        assert_eq!((second.found().rows, second.found().ranges), (rows, rows / 10 + 1));
+        assert_eq!((second.found().rows, second.found().ranges), (rows, ranges));
         assert_eq!(second.found().differing, ["table public.e key (it's, 25) is missing on the target"]);
         assert_eq!(second.cursor(), None);
     }

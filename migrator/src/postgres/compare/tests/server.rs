@@ -81,6 +81,7 @@ impl TestServer {
             peer_host: None,
             peer_port: None,
             database: "postgres".into(),
+            ..ServerAddress::default()
         };
         let login = Login { user: "postgres".into(), password: String::new() };
         Session::open(&NodeId::new(node).unwrap(), &address, &login, database, "foreshard tests").await.unwrap()

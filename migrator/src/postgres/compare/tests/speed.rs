@@ -1,5 +1,6 @@
 //! How fast comparisons are; run by hand, alone.
 
+use super::statements::hash_of;
 use super::*;
 use tokio::time::Instant;
 
@@ -25,10 +26,15 @@ async fn rows_per_second() {
         assert_eq!(pair.verified(10_000).await.rows, u64::from(ROWS));
         println!("ranges of 10,000: {:.0} rows/s on each side", f64::from(ROWS) / begun.elapsed().as_secs_f64());
     }
-    let text = "SELECT sum(hashtextextended(t::text, 0)) FROM public.t";
-    let begun = Instant::now();
-    tokio::try_join!(pair.source.texts("hashing text", text), pair.target.texts("hashing text", text)).unwrap();
-    println!("text form, for comparison: {:.0} rows/s on each side", f64::from(ROWS) / begun.elapsed().as_secs_f64());
+    pair.both("SET max_parallel_workers_per_gather = 0").await;
+    let binary = hash_of(pair.layouts().await.first().unwrap(), &Range::default());
+    let text = "SELECT sum(hashtextextended(t::text, 0)) FROM public.t".to_owned();
+    for (form, sql) in [("binary", &binary), ("text", &text), ("binary", &binary), ("text", &text)] {
+        let begun = Instant::now();
+        tokio::try_join!(pair.source.texts("hashing", sql), pair.target.texts("hashing", sql)).unwrap();
+        let speed = f64::from(ROWS) / begun.elapsed().as_secs_f64();
+        println!("whole table, {form} form: {speed:.0} rows/s on each side");
+    }
     let layouts = pair.layouts().await;
     let layout = layouts.first().unwrap();
     for _ in 0..5 {
