@@ -1,10 +1,12 @@
 //! Between wire and domain; every way in is checked.
 
 pub(crate) mod forecast;
+pub(crate) mod migration;
 mod names;
 pub(crate) mod observation;
 pub(crate) mod scenario;
 
+pub use migration::migration_id_from_wire;
 pub use names::product_from_wire;
 pub(crate) use names::{limits_from_wire, metric_from_wire, shard_from_wire};
 

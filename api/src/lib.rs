@@ -5,6 +5,8 @@
 //! chunk out of order or a metric that does not exist is a [`WireError`], never a silently wrong number.
 
 mod client;
+mod control;
+mod control_client;
 mod convert;
 mod error;
 mod query;
@@ -31,7 +33,13 @@ pub const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 pub const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
 pub use client::{ForecastClient, IngestSummary, ModelInfo, SeriesProvenance, ShardRisk};
+pub use control::{
+    DryRunReport, JournalLine, Migration, MigrationDetails, MigrationProgress, ShardOwner, StartMigration,
+};
+pub use control_client::ControlClient;
 pub use convert::scenario::{CHUNK_VALUES, ScenarioAssembler, scenario_parts};
-pub use convert::{duration_to_wire, product_from_wire, timestamp_from_wire, timestamp_to_wire};
+pub use convert::{
+    duration_to_wire, migration_id_from_wire, product_from_wire, timestamp_from_wire, timestamp_to_wire,
+};
 pub use error::{ClientError, WireError};
 pub use query::{ForecastQuery, RiskQuery, ScenarioQuery};

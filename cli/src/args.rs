@@ -1,7 +1,7 @@
 //! What can be typed. Meaning is given to it in `commands`.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use foreshard_domain::{Metric, NodeId, Product, ShardId, Timestamp};
+use foreshard_domain::{Metric, MigrationId, NodeId, Product, ShardId, Timestamp};
 use std::path::PathBuf;
 
 use crate::output::Format;
@@ -48,6 +48,9 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Run the control loop: observe, forecast, plan, check, record
     Control(ControlArgs),
+    /// Moves by hand, those under way, and who owns which shard
+    #[command(subcommand)]
+    Migrate(MigrateCommand),
     /// The registry of versions
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -363,6 +366,71 @@ pub enum ModelsCommand {
     },
     /// Make the last good version the champion again
     Rollback(RegistryArgs),
+}
+
+/// Subcommands of `migrate`. Each goes to the process that holds the state store; if nobody does, it holds the store itself
+/// as long as it lasts.
+#[derive(Debug, Subcommand)]
+pub enum MigrateCommand {
+    /// Move a shard to another node, and wait until it has moved
+    Start(MigrateStartArgs),
+    /// All migrations that are not forgotten
+    List,
+    /// One migration: where it stands, what comes next, how to undo it
+    Show {
+        /// Its name
+        id: MigrationId,
+        /// Show how it goes until it is at rest
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Let a migration stand still; only before the fence
+    Pause {
+        /// Its name
+        id: MigrationId,
+    },
+    /// Go on with a migration that is paused, or that nobody carries
+    Resume {
+        /// Its name
+        id: MigrationId,
+    },
+    /// Give up the owner change under way; only before the seal
+    Cancel {
+        /// Its name
+        id: MigrationId,
+    },
+    /// Take a move back while the source's data is kept
+    Rollback {
+        /// Its name
+        id: MigrationId,
+    },
+    /// Remove the source's copy after its retention
+    Finish {
+        /// Its name
+        id: MigrationId,
+    },
+    /// Who owns which shard, and where the ring would put it
+    Ring {
+        /// Nodes and their capacities, for the ring [default: data.topology of the settings, if there is such a file]
+        #[arg(long, value_name = "FILE")]
+        topology: Option<PathBuf>,
+    },
+}
+
+/// Arguments of `migrate start`.
+#[derive(Debug, Args)]
+pub struct MigrateStartArgs {
+    /// What moves
+    pub shard: ShardId,
+    /// From where [default: its owner; for a shard that has none yet the only node that holds it]
+    #[arg(long, value_name = "NODE")]
+    pub from: Option<NodeId>,
+    /// To where
+    #[arg(long, value_name = "NODE")]
+    pub to: NodeId,
+    /// Check, and tell what would be done; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Where a registry is.

@@ -1,6 +1,9 @@
 //! Settings in layers: defaults < file < environment, with all errors at once. Flags go before all of them; each command
 //! looks at its own first.
 //!
+//! Which options there are is told by a tree: the defaults, with an example value for each option that has none. A value of that
+//! tree that is no table, or an empty one (a table whose keys the operator names), is one option, given as a whole.
+//!
 //! Each layer is a tree of TOML values. What a layer gives is laid over the defaults one option at a time, so that every
 //! wrong option is named together with where it came from, not only the first.
 
@@ -50,22 +53,22 @@ pub struct Layer(Vec<(String, Value, String)>);
 
 impl Layer {
     /// Options of a settings file.
-    pub fn file(path: &Path) -> Result<Self, Problems> {
+    pub fn file(path: &Path, known: &Table) -> Result<Self, Problems> {
         let origin = path.display().to_string();
         let problem = |what: String| Problems(vec![Problem { option: String::new(), origin: origin.clone(), what }]);
         let text = std::fs::read_to_string(path).map_err(|e| problem(format!("cannot be read: {e}")))?;
         let table: Table = text.parse().map_err(|e: toml::de::Error| problem(format!("is no TOML: {e}")))?;
         let mut options = Vec::new();
-        leaves("", &Value::Table(table), &mut |path, value| options.push((path, value.clone(), origin.clone())));
+        given("", &Value::Table(table), known, &mut |path, value| options.push((path, value.clone(), origin.clone())));
         // A section whose options are all commented out says nothing; if it is unknown, that is found like any option.
         Ok(Self(options))
     }
 
     /// Options of environment variables: `FORESHARD_SERVE_LISTEN` sets `serve.listen`. Values are read as TOML, else as
     /// text.
-    pub fn environment(vars: impl Iterator<Item = (String, String)>, defaults: &Table) -> Result<Self, Problems> {
+    pub fn environment(vars: impl Iterator<Item = (String, String)>, options: &Table) -> Result<Self, Problems> {
         let mut known = BTreeMap::new();
-        leaves("", &Value::Table(defaults.clone()), &mut |path, value| {
+        leaves("", &Value::Table(options.clone()), &mut |path, value| {
             known.insert(format!("{PREFIX}{}", path.replace('.', "_").to_uppercase()), (path, value.clone()));
         });
         let (mut options, mut problems) = (Vec::new(), Vec::new());
@@ -104,6 +107,20 @@ fn leaves(prefix: &str, value: &Value, found: &mut dyn FnMut(String, &Value)) {
     }
 }
 
+/// As [`leaves`], for what somebody gives: what is one option is not taken apart.
+fn given(prefix: &str, value: &Value, known: &Table, found: &mut dyn FnMut(String, &Value)) {
+    let whole = at(known, prefix).is_some_and(|option| option.as_table().is_none_or(Table::is_empty));
+    match value {
+        Value::Table(table) if prefix.is_empty() || !table.is_empty() && !whole => {
+            for (key, value) in table {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                given(&path, value, known, found);
+            }
+        }
+        _ => found(prefix.to_owned(), value),
+    }
+}
+
 fn at<'t>(root: &'t Table, path: &str) -> Option<&'t Value> {
     let mut parts = path.split('.');
     let first = parts.next().and_then(|key| root.get(key));
@@ -135,22 +152,22 @@ fn set(root: &mut Table, path: &str, value: Value) {
     }
 }
 
-/// Lays `layers` over `defaults`, lowest first, and reads the result.
+/// Lays `layers` over `defaults`, lowest first, and reads the result. `known` tells which options there are.
 ///
 /// # Errors
 /// [`Problems`]: every unknown option and every value that does not fit its option.
-pub fn resolve<T: DeserializeOwned>(defaults: &Table, layers: Vec<Layer>) -> Result<T, Problems> {
+pub fn resolve<T: DeserializeOwned>(defaults: &Table, known: &Table, layers: Vec<Layer>) -> Result<T, Problems> {
     let mut problems = Vec::new();
     let mut merged = defaults.clone();
     for (path, value, origin) in layers.into_iter().flat_map(|layer| layer.0) {
-        if !exists(defaults, &path) {
-            let mut known = Vec::new();
-            leaves("", &Value::Table(defaults.clone()), &mut |p, _| known.push(p));
-            let what = format!("is no known option{}", nearest(&path, known.iter()));
+        if !exists(known, &path) {
+            let mut options = Vec::new();
+            leaves("", &Value::Table(known.clone()), &mut |p, _| options.push(p));
+            let what = format!("is no known option{}", nearest(&path, options.iter()));
             problems.push(Problem { option: path, origin, what });
             continue;
         }
-        if value.as_table().is_some_and(Table::is_empty) && is_section(defaults, &path) {
+        if value.as_table().is_some_and(Table::is_empty) && is_section(known, &path) {
             continue;
         }
         let mut alone = defaults.clone();
@@ -215,22 +232,36 @@ mod tests {
     struct Outer {
         serve: Inner,
         seed: u64,
+        nodes: BTreeMap<String, Inner>,
+        pace: Option<f64>,
+    }
+
+    fn outer(port: u16, name: &str, seed: u64) -> Outer {
+        Outer { serve: Inner { port, name: name.into() }, seed, nodes: BTreeMap::new(), pace: None }
     }
 
     fn defaults() -> Table {
-        Table::try_from(Outer { serve: Inner { port: 1, name: "a".into() }, seed: 7 }).unwrap()
+        Table::try_from(outer(1, "a", 7)).unwrap()
+    }
+
+    fn known() -> Table {
+        Table::try_from(Outer { pace: Some(1.0), ..outer(1, "a", 7) }).unwrap()
+    }
+
+    fn read(path: &Path) -> Result<Outer, Problems> {
+        resolve(&defaults(), &known(), vec![Layer::file(path, &known())?])
     }
 
     #[test]
     fn later_layers_win() {
         let env = [("FORESHARD_SERVE_PORT".to_owned(), "3".to_owned()), ("FORESHARD_SERVE_NAME".into(), "5".into())];
-        let env = Layer::environment(env.into_iter(), &defaults()).unwrap();
+        let env = Layer::environment(env.into_iter(), &known()).unwrap();
         let file = Layer(vec![
             ("seed".into(), Value::Integer(9), "file".into()),
             ("serve.port".into(), Value::Integer(2), "file".into()),
         ]);
-        let got: Outer = resolve(&defaults(), vec![file, env]).unwrap();
-        assert_eq!(got, Outer { serve: Inner { port: 3, name: "5".into() }, seed: 9 });
+        let got: Outer = resolve(&defaults(), &known(), vec![file, env]).unwrap();
+        assert_eq!(got, outer(3, "5", 9));
     }
 
     #[test]
@@ -238,7 +269,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("foreshard.toml");
         std::fs::write(&path, "sead = 1\n[serve]\nport = 70000\nname = 3\n").unwrap();
-        let error = resolve::<Outer>(&defaults(), vec![Layer::file(&path).unwrap()]).unwrap_err();
+        let error = read(&path).unwrap_err();
         let text = error.to_string();
         assert_eq!(error.0.len(), 3, "{text}");
         assert!(text.contains("sead: is no known option; did you mean seed?"), "{text}");
@@ -251,17 +282,39 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("foreshard.toml");
         std::fs::write(&path, "seed = 9\n[serve]\n# port = 5\n").unwrap();
-        let got: Outer = resolve(&defaults(), vec![Layer::file(&path).unwrap()]).unwrap();
+        let got: Outer = read(&path).unwrap();
         assert_eq!((got.seed, got.serve.port), (9, 1));
         std::fs::write(&path, "[sreve]\n").unwrap();
-        let error = resolve::<Outer>(&defaults(), vec![Layer::file(&path).unwrap()]).unwrap_err();
+        let error = read(&path).unwrap_err();
         assert!(error.to_string().contains("sreve: is no known option"), "{error}");
+    }
+
+    #[test]
+    fn tables_with_names_of_the_operator_and_options_without_a_default() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("foreshard.toml");
+        std::fs::write(
+            &path,
+            "pace = 2.5\n[nodes.\"db1.example\"]\nport = 5\nname = \"x\"\n[nodes.b]\nport = 6\nname = \"y\"\n",
+        )
+        .unwrap();
+        let got = read(&path).unwrap();
+        assert_eq!(got.pace, Some(2.5));
+        assert_eq!(got.nodes.keys().collect::<Vec<_>>(), ["b", "db1.example"]);
+        assert_eq!(got.nodes["db1.example"], Inner { port: 5, name: "x".into() });
+        std::fs::write(&path, "[nodes.b]\nport = 6\n").unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("nodes: ") && error.contains("name"), "{error}");
+        let env = [("FORESHARD_PACE".to_owned(), "3".to_owned())];
+        let env = Layer::environment(env.into_iter(), &known()).unwrap();
+        let got: Outer = resolve(&defaults(), &known(), vec![env]).unwrap();
+        assert_eq!(got.pace, Some(3.0));
     }
 
     #[test]
     fn unknown_variables_are_errors() {
         let env = [("FORESHARD_SERVE_PRT".to_owned(), "3".to_owned()), ("FORESHARD_CONFIG".into(), "x".into())];
-        let error = Layer::environment(env.into_iter(), &defaults()).unwrap_err();
+        let error = Layer::environment(env.into_iter(), &known()).unwrap_err();
         assert!(error.to_string().contains("did you mean FORESHARD_SERVE_PORT?"), "{error}");
     }
 }

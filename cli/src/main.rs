@@ -58,6 +58,7 @@ fn run(cli: &Cli) -> Result<Verdict, Failure> {
         Command::Check(args) => commands::check::run(args, format),
         Command::Simulate(args) => commands::simulate::run(args, &settings, format),
         Command::Control(args) => commands::control::run(args, &settings, format),
+        Command::Migrate(command) => commands::migrate::run(command, &settings, format),
         Command::Models(command) => commands::models::run(command, &settings, format),
     }
 }

@@ -1,5 +1,7 @@
 //! Every option with its default; `config/example.toml` shows the same to people, and a test compares them.
 
+use foreshard_migrator::DriverConfig;
+use foreshard_migrator::postgres::PostgresSettings;
 use foreshard_policy::PolicySettings;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -22,6 +24,12 @@ pub struct Settings {
     pub serve: ServeSettings,
     /// How the control loop runs.
     pub control: ControlSettings,
+    /// Where the state store is, and where its holder is reached.
+    pub store: StoreSettings,
+    /// How moves are carried out.
+    pub migrate: MigrateSettings,
+    /// PostgreSQL servers and poolers.
+    pub postgres: PostgresSettings,
     /// What the planner wants and may do.
     pub policy: PolicySettings,
 }
@@ -148,10 +156,108 @@ impl Default for ControlSettings {
     }
 }
 
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreSettings {
+    /// File of the state store: owners and epochs, migrations, plans.
+    pub path: PathBuf,
+    /// Unix socket of the process that holds the store.
+    pub socket: PathBuf,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self { path: "foreshard.redb".into(), socket: "foreshard.sock".into() }
+    }
+}
+
+/// `[migrate]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateSettings {
+    /// How long a fence may last before it expires by itself.
+    #[serde(with = "humantime_serde")]
+    pub fence_limit: Duration,
+    /// How many fences may be tried after the first.
+    pub more_fences: u32,
+    /// How many changes the target may be behind when the fence begins.
+    pub near_changes: u64,
+    /// How often changes may be applied without coming that near.
+    pub catch_up_rounds: u32,
+    /// How often a call that failed for now is tried again.
+    pub retries: u32,
+    /// Pause before the first of these tries, doubled for each further one.
+    #[serde(with = "humantime_serde")]
+    pub first_backoff: Duration,
+    /// The longest of these pauses.
+    #[serde(with = "humantime_serde")]
+    pub max_backoff: Duration,
+    /// How long the source's data is kept after a move.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// Bytes copied per second; as fast as possible if left out.
+    pub pace_bytes_per_s: Option<f64>,
+}
+
+impl Default for MigrateSettings {
+    fn default() -> Self {
+        let DriverConfig {
+            fence_limit,
+            more_fences,
+            near_changes,
+            catch_up_rounds,
+            retries,
+            first_backoff,
+            max_backoff,
+            retention_ms,
+            pace_bytes_per_s,
+        } = DriverConfig::default();
+        let retention = Duration::from_millis(u64::try_from(retention_ms).unwrap_or(0));
+        Self {
+            fence_limit,
+            more_fences,
+            near_changes,
+            catch_up_rounds,
+            retries,
+            first_backoff,
+            max_backoff,
+            retention,
+            pace_bytes_per_s,
+        }
+    }
+}
+
+impl MigrateSettings {
+    /// The same as the driver wants it.
+    pub fn driver(&self) -> DriverConfig {
+        DriverConfig {
+            fence_limit: self.fence_limit,
+            more_fences: self.more_fences,
+            near_changes: self.near_changes,
+            catch_up_rounds: self.catch_up_rounds,
+            retries: self.retries,
+            first_backoff: self.first_backoff,
+            max_backoff: self.max_backoff,
+            retention_ms: i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX),
+            pace_bytes_per_s: self.pace_bytes_per_s,
+        }
+    }
+}
+
 impl Settings {
     /// The defaults as a tree.
     pub fn default_table() -> Result<Table, toml::ser::Error> {
         Table::try_from(Self::default())
+    }
+
+    /// Every option as a tree: the defaults, and an example where there is none.
+    fn known_table() -> Result<Table, toml::ser::Error> {
+        let mut all = Self::default();
+        all.migrate.pace_bytes_per_s = Some(0.0);
+        all.postgres.copy_bytes_per_s = Some(0.0);
+        all.postgres.replication_user = Some(String::new());
+        Table::try_from(all)
     }
 
     /// Reads settings: defaults < `file` < environment.
@@ -159,15 +265,16 @@ impl Settings {
     /// # Errors
     /// All problems of all layers.
     pub fn load(file: Option<&Path>) -> Result<Self, crate::output::Failure> {
-        let defaults = Self::default_table()?;
+        let (defaults, known) = (Self::default_table()?, Self::known_table()?);
         let (mut layers, mut problems) = (Vec::new(), Vec::new());
-        for layer in [file.map_or(Ok(Layer::default()), Layer::file), Layer::environment(std::env::vars(), &defaults)] {
+        let in_file = file.map_or(Ok(Layer::default()), |path| Layer::file(path, &known));
+        for layer in [in_file, Layer::environment(std::env::vars(), &known)] {
             match layer {
                 Ok(layer) => layers.push(layer),
                 Err(Problems(found)) => problems.extend(found),
             }
         }
-        let resolved = layers::resolve::<Self>(&defaults, layers);
+        let resolved = layers::resolve::<Self>(&defaults, &known, layers);
         match resolved {
             Ok(settings) if problems.is_empty() => Ok(settings),
             Ok(_) => Err(Problems(problems).into()),
@@ -190,5 +297,37 @@ mod tests {
         let example: Table = text.parse().unwrap();
         let defaults = Settings::default_table().unwrap();
         assert_eq!(toml::to_string(&example).unwrap(), toml::to_string(&defaults).unwrap());
+    }
+
+    #[test]
+    fn a_cluster_can_be_written_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("foreshard.toml");
+        let text = r#"
+[migrate]
+retention = "7d"
+pace_bytes_per_s = 1e6
+[postgres]
+replication_user = "replicator"
+long_transactions = { refuse = { after = "1m" } }
+poolers = [{ name = "p1", host = "localhost", port = 6432, user = "admin", routes = "/etc/pgbouncer/shards.ini" }]
+[postgres.nodes."db1.example"]
+host = "db1"
+port = 5432
+user = "postgres"
+"#;
+        std::fs::write(&path, text).unwrap();
+        let settings = Settings::load(Some(&path)).unwrap();
+        assert_eq!(settings.migrate.driver().retention_ms, 7 * 86_400_000);
+        assert_eq!(settings.migrate.driver().pace_bytes_per_s, Some(1e6));
+        assert_eq!(settings.postgres.nodes.keys().map(|n| n.as_str()).collect::<Vec<_>>(), ["db1.example"]);
+        assert_eq!(
+            (settings.postgres.poolers.len(), settings.postgres.replication_user.as_deref()),
+            (1, Some("replicator"))
+        );
+        assert_eq!(MigrateSettings::default().driver(), foreshard_migrator::DriverConfig::default());
+        std::fs::write(&path, "[postgres.nodes.n1]\nhost = \"a\"\nport = 1\nuser = \"u\"\nprot = 2\n").unwrap();
+        let error = Settings::load(Some(&path)).unwrap_err().to_string();
+        assert!(error.contains("postgres.nodes") && error.contains("prot"), "{error}");
     }
 }

@@ -13,6 +13,7 @@ mod assemble;
 mod buffer;
 mod control_loop;
 mod error;
+mod holder;
 mod moving;
 mod observing;
 mod planning;
@@ -27,6 +28,10 @@ pub use assemble::{Assembled, Known, assemble};
 pub use buffer::IngestBuffer;
 pub use control_loop::{ControlLoop, LoopParts};
 pub use error::ControlError;
+pub use holder::{
+    ControlServer, HolderError, HolderParts, HolderSettings, SocketError, StartError, details, dry_run, migrations,
+    shard_map,
+};
 pub use recent::{LastSeen, Recent};
 pub use report::{Foresight, PlanFate, PlanRound, TickReport};
 pub use schedule::{Held, Situation, StartLimits, Verdict, due};

@@ -165,6 +165,15 @@ pub struct Proof {
     pub verification: Verification,
 }
 
+/// A node that holds a shard, as the engine itself tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The node.
+    pub node: NodeId,
+    /// Bytes of the shard there, 0 if the engine cannot tell.
+    pub bytes: u64,
+}
+
 /// State of a shard on a source node, as the engine itself tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -197,6 +206,16 @@ pub trait Backend: Send + Sync {
     /// [`BackendError::Fenced`] if a later term is in charge.
     async fn take_over(&self, _term: LeaderTerm) -> Result<(), BackendError> {
         Ok(())
+    }
+
+    /// The nodes that hold a shard, ordered by name, or `on` alone if it does: to adopt a shard that is not in the shard map, and
+    /// to tell how much a move has to copy. Reads only.
+    ///
+    /// # Errors
+    /// [`BackendError::Transient`] if a node cannot be asked: then it is not known who else holds the shard.
+    async fn find(&self, _shard: &ShardId, _on: Option<&NodeId>) -> Result<Vec<Found>, BackendError> {
+        let why = "this engine does not tell: enter the shard into the shard map first".to_owned();
+        Err(BackendError::Permanent { doing: "looking for the shard".to_owned(), why })
     }
 
     /// Read-only checks before anything is changed; all findings at once in the error.

@@ -3,6 +3,7 @@
 mod backend;
 mod cause;
 mod driver;
+mod dry_run;
 pub mod embedded;
 mod outcomes;
 pub mod postgres;
@@ -11,10 +12,13 @@ mod store;
 mod transition;
 
 pub use backend::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
-    Way,
+    Backend, BackendError, Capabilities, CopyProgress, Found, Lag, Left, MoveSpec, Position, Proof, SourceState,
+    Verification, Way,
 };
-pub use driver::{CutOver, CutOverLimits, CutOverObservation, Driver, DriverConfig, DriverError, decide_cut_over};
+pub use driver::{
+    CutOver, CutOverLimits, CutOverObservation, Driver, DriverConfig, DriverError, Request, decide_cut_over,
+};
+pub use dry_run::{DryRun, Rehearsal, rehearse};
 pub use outcomes::outcome;
 pub use ring::{Candidate, Explanation, Located, Placed, Ring, RingError};
 pub use store::{

@@ -1,6 +1,8 @@
 //! Enumerations, identifiers and limits.
 
-use foreshard_domain::{Calibration, Fallback, Metric, PerResource, Product, Resource, ShardId};
+use foreshard_domain::{
+    BackendKind, Calibration, Consistency, Fallback, Metric, PerResource, Product, Resource, ShardId,
+};
 
 use crate::{WireError, v1};
 
@@ -116,6 +118,48 @@ pub(crate) fn calibration_from_wire(value: i32) -> Result<Calibration, WireError
     }
 }
 
+impl From<BackendKind> for v1::BackendKind {
+    fn from(kind: BackendKind) -> Self {
+        match kind {
+            BackendKind::Embedded => v1::BackendKind::Embedded,
+            BackendKind::Postgres => v1::BackendKind::Postgres,
+            BackendKind::Redis => v1::BackendKind::Redis,
+        }
+    }
+}
+
+pub(crate) fn backend_from_wire(value: i32) -> Result<BackendKind, WireError> {
+    match v1::BackendKind::try_from(value) {
+        Ok(v1::BackendKind::Embedded) => Ok(BackendKind::Embedded),
+        Ok(v1::BackendKind::Postgres) => Ok(BackendKind::Postgres),
+        Ok(v1::BackendKind::Redis) => Ok(BackendKind::Redis),
+        Ok(v1::BackendKind::Unspecified) | Err(_) => {
+            Err(WireError::UnknownEnum { field: "backend", value, expected: "backend" })
+        }
+    }
+}
+
+impl From<Consistency> for v1::Consistency {
+    fn from(consistency: Consistency) -> Self {
+        match consistency {
+            Consistency::Strict => v1::Consistency::Strict,
+            Consistency::Bounded => v1::Consistency::Bounded,
+            Consistency::Eventual => v1::Consistency::Eventual,
+        }
+    }
+}
+
+pub(crate) fn consistency_from_wire(value: i32) -> Result<Consistency, WireError> {
+    match v1::Consistency::try_from(value) {
+        Ok(v1::Consistency::Strict) => Ok(Consistency::Strict),
+        Ok(v1::Consistency::Bounded) => Ok(Consistency::Bounded),
+        Ok(v1::Consistency::Eventual) => Ok(Consistency::Eventual),
+        Ok(v1::Consistency::Unspecified) | Err(_) => {
+            Err(WireError::UnknownEnum { field: "consistency", value, expected: "consistency" })
+        }
+    }
+}
+
 pub(crate) fn shard_from_wire(field: &'static str, name: String) -> Result<ShardId, WireError> {
     ShardId::new(name).map_err(|source| WireError::Id { field, source })
 }
@@ -161,6 +205,12 @@ mod tests {
         }
         for calibration in [Calibration::None, Calibration::SplitConformal] {
             assert_eq!(calibration_from_wire(v1::Calibration::from(calibration).into()), Ok(calibration));
+        }
+        for kind in [BackendKind::Embedded, BackendKind::Postgres, BackendKind::Redis] {
+            assert_eq!(backend_from_wire(v1::BackendKind::from(kind).into()), Ok(kind));
+        }
+        for consistency in [Consistency::Strict, Consistency::Bounded, Consistency::Eventual] {
+            assert_eq!(consistency_from_wire(v1::Consistency::from(consistency).into()), Ok(consistency));
         }
     }
 

@@ -1,7 +1,8 @@
 //! `foreshard control --mode advise`: plans in a loop on what a serving process knows, and records the advice.
 //!
-//! Nothing moves: no engine is attached. The loop that moves shards is `foreshard_control::ControlLoop`; `foreshard demo`
-//! runs it on the embedded engine.
+//! It moves nothing by itself. Where servers are configured it holds the state store meanwhile: it carries the moves that
+//! `foreshard migrate` asks for, takes up interrupted ones, and removes copies whose retention is over. The loop that moves
+//! shards by itself is `foreshard_control::ControlLoop`; `foreshard demo` runs it on the embedded engine.
 
 use foreshard_api::ForecastClient;
 use foreshard_datasets::{DecisionLog, ReadFilter, read_history};
@@ -12,7 +13,7 @@ use std::path::Path;
 use crate::args::ControlArgs;
 use crate::commands::advice::{Advice, Source, advise};
 use crate::commands::serve::interrupted;
-use crate::commands::{path, runtime};
+use crate::commands::{migrate, path, runtime};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
@@ -33,6 +34,10 @@ pub fn run(args: &ControlArgs, settings: &Settings, format: Format) -> Result<Ve
         if args.once {
             return one_round(server, topology, settings, &log, format).await;
         }
+        let holder = if settings.postgres.nodes.is_empty() { None } else { Some(migrate::stay(settings).await?) };
+        if holder.is_some() {
+            eprintln!("moves are carried here; `foreshard migrate` talks to {}", settings.store.socket.display());
+        }
         let rounds = async {
             loop {
                 if let Err(error) = one_round(server, topology, settings, &log, format).await {
@@ -42,10 +47,14 @@ pub fn run(args: &ControlArgs, settings: &Settings, format: Format) -> Result<Ve
                 tokio::time::sleep(settings.control.every).await;
             }
         };
-        tokio::select! {
+        let verdict = tokio::select! {
             ended = interrupted() => ended.map(|()| Verdict::Done),
             verdict = rounds => verdict,
+        };
+        if let Some(holder) = holder {
+            holder.shutdown().await;
         }
+        verdict
     })
 }
 

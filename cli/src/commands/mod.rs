@@ -6,6 +6,7 @@ pub mod data;
 pub mod demo;
 pub mod evaluate;
 pub mod forecast;
+pub mod migrate;
 pub mod models;
 pub mod plan;
 pub mod serve;

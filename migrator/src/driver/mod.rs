@@ -25,6 +25,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use config::{DriverConfig, DriverError};
 pub use cut_over::{CutOver, CutOverLimits, CutOverObservation, decide_cut_over};
 
+pub use requests::Request;
+
 use crate::store::{Change, MigrationRecord, Progress, State, StateStore, StoreError};
 use crate::transition::{Event, MigrationState};
 use crate::{Backend, MoveSpec, Way};

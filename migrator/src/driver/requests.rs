@@ -9,13 +9,50 @@ use crate::Way;
 use crate::store::MigrationRecord;
 use crate::transition::{Ending, Event, MigrationState};
 
+/// What may be asked of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Stand still, before the fence.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Give up the owner change under way, before the seal.
+    Cancel,
+    /// Take the move back while the source's data is kept.
+    RollBack,
+    /// Remove the source's copy after its retention.
+    Finish,
+}
+
 impl Driver {
+    /// Records what is asked and does not work on it; [`Driver::run`] does.
+    ///
+    /// # Errors
+    /// [`DriverError::Illegal`] if the migration's state does not allow it, [`DriverError::NoReverseLog`] for a rollback on an
+    /// engine that keeps none, [`DriverError::Unknown`], [`DriverError::Store`].
+    pub async fn ask(&self, id: &MigrationId, request: Request) -> Result<MigrationRecord, DriverError> {
+        let event = match request {
+            Request::Pause => Event::Pause,
+            Request::Resume => Event::Resume,
+            Request::Cancel => Event::Cancel,
+            Request::RollBack => {
+                if !self.backend.capabilities().reverse_log {
+                    let shard = self.known(&self.read().await?, id)?.shard().clone();
+                    return Err(DriverError::NoReverseLog { backend: self.backend.kind(), shard });
+                }
+                Event::RollBack { fences_left: self.config.more_fences }
+            }
+            Request::Finish => Event::Finish { now: self.clock.model() },
+        };
+        self.request(id, &event).await
+    }
+
     /// Lets a migration stand still, if it is before the fence; a call of the engine under way is finished first.
     ///
     /// # Errors
     /// [`DriverError::Illegal`] from the fence on.
     pub async fn pause(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
-        self.request(id, &Event::Pause).await
+        self.ask(id, Request::Pause).await
     }
 
     /// Goes on with a paused migration, as [`Driver::run`].
@@ -23,7 +60,7 @@ impl Driver {
     /// # Errors
     /// As [`Driver::run`]; [`DriverError::Illegal`] if it is not paused and does not run either.
     pub async fn resume(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
-        self.request(id, &Event::Resume).await?;
+        self.ask(id, Request::Resume).await?;
         self.run(id).await
     }
 
@@ -33,7 +70,7 @@ impl Driver {
     /// # Errors
     /// As [`Driver::run`]; [`DriverError::Illegal`] from the seal on.
     pub async fn cancel(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
-        self.request(id, &Event::Cancel).await?;
+        self.ask(id, Request::Cancel).await?;
         self.run(id).await
     }
 
@@ -43,11 +80,7 @@ impl Driver {
     /// As [`Driver::run`]; [`DriverError::NoReverseLog`] if the engine keeps none; [`DriverError::Illegal`] if the move is not
     /// done, or finished.
     pub async fn rollback(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
-        if !self.backend.capabilities().reverse_log {
-            let shard = self.known(&self.read().await?, id)?.shard().clone();
-            return Err(DriverError::NoReverseLog { backend: self.backend.kind(), shard });
-        }
-        self.request(id, &Event::RollBack { fences_left: self.config.more_fences }).await?;
+        self.ask(id, Request::RollBack).await?;
         self.run(id).await
     }
 
@@ -56,7 +89,7 @@ impl Driver {
     /// # Errors
     /// As [`Driver::run`]; [`DriverError::Illegal`] before the end of the retention (M5).
     pub async fn finish(&self, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
-        self.request(id, &Event::Finish { now: self.clock.model() }).await?;
+        self.ask(id, Request::Finish).await?;
         self.run(id).await
     }
 

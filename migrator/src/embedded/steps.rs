@@ -9,8 +9,8 @@ use super::piece::{Cursor, read_piece};
 use super::shard::{Refusal, Removable, ShardState};
 use super::verify::{Pair, nothing_compared};
 use crate::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
-    Way,
+    Backend, BackendError, Capabilities, CopyProgress, Found, Lag, Left, MoveSpec, Position, Proof, SourceState,
+    Verification, Way,
 };
 
 fn object(kind: &str, node: &NodeId, spec: &MoveSpec) -> String {
@@ -97,6 +97,17 @@ impl Backend for EmbeddedBackend {
             object("probe", &spec.target, spec),
             object("capture", &spec.target, spec),
         ]
+    }
+
+    async fn find(&self, shard: &ShardId, on: Option<&NodeId>) -> Result<Vec<Found>, BackendError> {
+        let owner = self.engine.owners().get(shard).cloned().flatten();
+        let Some(owner) = owner.filter(|owner| on.is_none_or(|on| *on == owner.node)) else { return Ok(Vec::new()) };
+        let size = self.engine.size(shard).await;
+        let (_, bytes) = size.map_err(|source| BackendError::Transient {
+            doing: "looking for the shard".to_owned(),
+            source: Box::new(source),
+        })?;
+        Ok(vec![Found { node: owner.node, bytes }])
     }
 
     async fn preflight(&self, spec: &MoveSpec) -> Result<(), BackendError> {

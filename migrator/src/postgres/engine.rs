@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::backend::PostgresBackend;
 use super::names;
 use crate::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
+    Backend, BackendError, Capabilities, CopyProgress, Found, Lag, Left, MoveSpec, Position, Proof, SourceState,
+    Verification,
 };
 
 #[async_trait]
@@ -26,6 +27,10 @@ impl Backend for PostgresBackend {
 
     async fn take_over(&self, term: LeaderTerm) -> Result<(), BackendError> {
         self.take_charge(term).await
+    }
+
+    async fn find(&self, shard: &ShardId, on: Option<&NodeId>) -> Result<Vec<Found>, BackendError> {
+        self.holders(shard, on).await
     }
 
     async fn preflight(&self, spec: &MoveSpec) -> Result<(), BackendError> {

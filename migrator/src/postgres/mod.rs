@@ -19,6 +19,7 @@ mod copy;
 mod cursor;
 mod cut_over;
 mod engine;
+mod find;
 mod guard;
 mod lsn;
 mod names;

@@ -26,6 +26,12 @@ impl MemoryStore {
         Self::default()
     }
 
+    /// A store that begins with a given state, such as a copy of another store's.
+    pub fn holding(state: State) -> Self {
+        let revision = watch::Sender::new(state.revision);
+        Self { state: Mutex::new(state), revision }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is replaced as a whole, so a panic elsewhere cannot have left half of one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -51,6 +51,33 @@ impl RedbStore {
         Self::opened(builder().open(path), name)
     }
 
+    /// The state that a store holds, without changing its file: for a look at a store that nobody holds. The file is read as a
+    /// whole and opened in memory, so that its checksums are verified and what a crash left open is mended there.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`]; [`StoreError::Io`] also if there is no such file.
+    pub fn look(path: &Path) -> Result<State, StoreError> {
+        let name = path.display().to_string();
+        let failed = |source: std::io::Error| StoreError::Io {
+            path: name.clone(),
+            doing: "looking at the store",
+            source: Box::new(source),
+        };
+        let mut file = std::fs::File::open(path).map_err(failed)?;
+        match file.try_lock_shared() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::Held { path: name }),
+            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut file, &mut bytes).map_err(failed)?;
+        let memory = ::redb::backends::InMemoryBackend::new();
+        memory.set_len(bytes.len() as u64).and_then(|()| memory.write(0, &bytes)).map_err(failed)?;
+        let looked_at = Self::open_on(memory, &name)?;
+        let state = looked_at.held.usable()?.state.clone();
+        Ok(state)
+    }
+
     /// The same on any storage, such as one that fails on purpose; `name` stands for the path in errors.
     ///
     /// # Errors
