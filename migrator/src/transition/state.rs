@@ -428,7 +428,7 @@ impl MigrationState {
     /// Until when the old copy is kept for the way back, model time, once that is known.
     pub(crate) fn kept_until(&self) -> Option<Timestamp> {
         match self {
-            Self::Reversible { until } | Self::Releasing { until, .. } => Some(*until),
+            Self::OpeningWayBack { until } | Self::Reversible { until } | Self::Releasing { until, .. } => Some(*until),
             Self::CatchingUp { leg }
             | Self::Verifying { leg, .. }
             | Self::Nearing { leg, .. }
