@@ -188,6 +188,7 @@ mod tests {
             placement: &placement,
             in_flight: Vec::new(),
             last_moved: &BTreeMap::new(),
+            retained: &BTreeMap::new(),
             recent: &recent,
             scenarios,
             communication: &[],
