@@ -196,6 +196,11 @@ pub struct MigrateSettings {
     /// How long the source's data is kept after a move.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// How long migrations that have ended are remembered.
+    #[serde(with = "humantime_serde")]
+    pub keep: Duration,
+    /// How many of the last ended ones are remembered however old they are.
+    pub keep_newest: usize,
     /// Bytes copied per second; as fast as possible if left out.
     pub pace_bytes_per_s: Option<f64>,
 }
@@ -211,9 +216,12 @@ impl Default for MigrateSettings {
             first_backoff,
             max_backoff,
             retention_ms,
+            keep_ms,
+            keep_newest,
             pace_bytes_per_s,
         } = DriverConfig::default();
-        let retention = Duration::from_millis(u64::try_from(retention_ms).unwrap_or(0));
+        let duration = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+        let (retention, keep) = (duration(retention_ms), duration(keep_ms));
         Self {
             fence_limit,
             more_fences,
@@ -223,6 +231,8 @@ impl Default for MigrateSettings {
             first_backoff,
             max_backoff,
             retention,
+            keep,
+            keep_newest,
             pace_bytes_per_s,
         }
     }
@@ -240,6 +250,8 @@ impl MigrateSettings {
             first_backoff: self.first_backoff,
             max_backoff: self.max_backoff,
             retention_ms: i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX),
+            keep_ms: i64::try_from(self.keep.as_millis()).unwrap_or(i64::MAX),
+            keep_newest: self.keep_newest,
             pace_bytes_per_s: self.pace_bytes_per_s,
         }
     }
