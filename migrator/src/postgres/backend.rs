@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::catalog::Sequence;
 use super::compare::Comparison;
 use super::copy::SnapshotCopy;
+use super::mutant::Mutant;
 use super::names::Names;
 use super::observe::Observer;
 use super::pooler::Console;
@@ -21,6 +22,7 @@ use crate::{BackendError, MoveSpec, Position, Way};
 pub struct PostgresBackend {
     pub(super) settings: PostgresSettings,
     pub(super) clock: Arc<dyn Clock>,
+    mutant: Option<Mutant>,
     charge: Mutex<Charge>,
     live: Mutex<BTreeMap<MigrationId, Arc<tokio::sync::Mutex<Live>>>>,
     /// What the route of a shard that has just been opened needs, by shard.
@@ -94,12 +96,24 @@ impl PostgresBackend {
         Self {
             settings,
             clock,
+            mutant: None,
             charge: Mutex::default(),
             live: Mutex::default(),
             ready: tokio::sync::Mutex::default(),
             observer,
             looking: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// The same with a fault of the protocol, for tests of the tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn mutated(self, mutant: Mutant) -> Self {
+        Self { mutant: Some(mutant), ..self }
+    }
+
+    pub(super) fn is(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
     }
 
     pub(super) fn address(&self, node: &NodeId) -> Result<&ServerAddress, BackendError> {

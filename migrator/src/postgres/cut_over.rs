@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::backend::{Live, PostgresBackend, Ready, fenced, permanent};
+use super::mutant::Mutant;
 use super::names::Names;
 use super::pooler::{Console, Route, write_route};
 use super::session::Session;
@@ -55,6 +56,10 @@ impl PostgresBackend {
         }
         if let LongTransactions::End { after } = self.settings.long_transactions {
             end_long_transactions(&source, after).await?;
+        }
+        if self.is(Mutant::SkipFence) {
+            live.mark = Some((Position(1), 0));
+            return Ok(Position(1));
         }
         let (shard, patience) = (spec.shard.as_str(), left() / PAUSE_SHARE);
         let paused = join_all(live.consoles.iter().map(|console| console.pause(shard, patience))).await;
@@ -133,10 +138,11 @@ impl PostgresBackend {
         let Some(comparing) = live.comparing.as_mut().filter(|c| c.way == spec.way) else {
             return Err(fenced(doing, "what was compared before the fence is not known any more"));
         };
-        let known = comparing.sequences.clone();
+        let known = if self.is(Mutant::SkipSequences) { Vec::new() } else { comparing.sequences.clone() };
+        let (n, told_to) = if self.is(Mutant::SkipMarker) { (0, Position(0)) } else { (n, fence_at) };
         let (seen, told, carried) = tokio::join!(
             replication::marker_seen(&ends.target, spec.way, n, LONGEST_FENCE),
-            comparing.tracker.wait_until(Position(fence_at.0.saturating_add(1)).into(), LONGEST_FENCE),
+            comparing.tracker.wait_until(Position(told_to.0.saturating_add(1)).into(), LONGEST_FENCE),
             sequences::carry_over(&ends.source, &ends.target, &known),
         );
         if !seen? {
@@ -158,7 +164,7 @@ impl PostgresBackend {
         let verification = Verification {
             ranges: verified.ranges.saturating_add(found.ranges),
             rows: verified.rows.saturating_add(found.rows),
-            differing: found.differing,
+            differing: if self.is(Mutant::SkipComparison) { Vec::new() } else { found.differing },
             up_to: fence_at,
             next: None,
         };
@@ -183,6 +189,9 @@ impl PostgresBackend {
         {
             return Err(permanent(doing, "the proof does not say that the target has everything"));
         }
+        if self.is(Mutant::SkipSeal) {
+            return Ok(());
+        }
         let source = live.session(self, spec, &spec.source).await?;
         guard::seal(&source, spec, proof.fence_at).await
     }
@@ -201,6 +210,7 @@ impl PostgresBackend {
         epoch: Epoch,
     ) -> Result<(), BackendError> {
         let target = live.session(self, spec, &spec.target).await?;
+        let epoch = if self.is(Mutant::ReuseEpoch) { spec.epoch } else { epoch };
         guard::open(&target, spec, epoch).await?;
         // Clients wait for the route: what it needs is connected already.
         let ready = Ready { owner: spec.target.clone(), session: target, consoles: std::mem::take(&mut live.consoles) };

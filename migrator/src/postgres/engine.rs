@@ -5,6 +5,7 @@ use foreshard_domain::{BackendKind, Consistency, Epoch, LeaderTerm, NodeId, Obse
 use std::time::Duration;
 
 use super::backend::PostgresBackend;
+use super::mutant::Mutant;
 use super::names;
 use crate::{
     Backend, BackendError, Capabilities, CopyProgress, Found, Lag, Left, MoveSpec, Position, Proof, SourceState,
@@ -22,7 +23,9 @@ impl Backend for PostgresBackend {
     }
 
     fn external_objects(&self, spec: &MoveSpec) -> Vec<String> {
-        names::external_objects(spec)
+        let mut objects = names::external_objects(spec);
+        objects.retain(|name| !(self.is(Mutant::ForgetSlots) && name.contains("/slot/")));
+        objects
     }
 
     async fn take_over(&self, term: LeaderTerm) -> Result<(), BackendError> {

@@ -22,6 +22,7 @@ mod engine;
 mod find;
 mod guard;
 mod lsn;
+mod mutant;
 mod names;
 mod observe;
 mod pgoutput;
@@ -46,5 +47,7 @@ mod way_back;
 mod wire;
 
 pub use backend::PostgresBackend;
+#[doc(hidden)]
+pub use mutant::Mutant;
 pub use settings::{LongTransactions, Machine, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
 pub use watchdog::Watchdog;

@@ -9,5 +9,6 @@ mod faults;
 mod harness;
 mod measure;
 mod moves;
+mod mutants;
 mod smoke;
 mod watched;
