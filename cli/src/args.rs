@@ -221,7 +221,7 @@ pub struct ForecastArgs {
     /// `next_hours` or `next_day`
     #[arg(long, default_value = "next_hours", value_parser = product)]
     pub product: Product,
-    /// Quantile levels, two or more; the trained ones if left out, levels in between are interpolated
+    /// Quantile levels; the trained ones if left out, levels in between are interpolated
     #[arg(long = "level", value_name = "LEVEL")]
     pub levels: Vec<f64>,
     /// History, without a server [default: data.history of the settings]

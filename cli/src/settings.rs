@@ -104,6 +104,8 @@ pub struct ServeSettings {
     pub listen: String,
     /// Rows that may wait for compute before requests are refused.
     pub queue_rows: usize,
+    /// MiB of all scenario sets that are made or sent at once, before requests are refused.
+    pub scenario_mib: u32,
     /// How often observations become pieces of the history.
     #[serde(with = "humantime_serde")]
     pub flush_every: Duration,
@@ -112,6 +114,12 @@ pub struct ServeSettings {
     pub reload_every: Duration,
     /// Days of observations kept in memory for each series.
     pub context_days: u32,
+    /// How old the newest observation of a series may be before a fallback answers for it.
+    #[serde(with = "humantime_serde")]
+    pub stale_after: Duration,
+    /// How far ahead of the clock an observation may lie before it is refused.
+    #[serde(with = "humantime_serde")]
+    pub ahead_at_most: Duration,
 }
 
 impl Default for ServeSettings {
@@ -119,9 +127,12 @@ impl Default for ServeSettings {
         Self {
             listen: "127.0.0.1:7654".into(),
             queue_rows: 65_536,
+            scenario_mib: 1024,
             flush_every: Duration::from_secs(60),
             reload_every: Duration::from_secs(5),
             context_days: 35,
+            stale_after: Duration::from_secs(3600),
+            ahead_at_most: Duration::from_secs(15 * 60),
         }
     }
 }
@@ -185,6 +196,11 @@ pub struct MigrateSettings {
     /// How long the source's data is kept after a move.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// How long migrations that have ended are remembered.
+    #[serde(with = "humantime_serde")]
+    pub keep: Duration,
+    /// How many of the last ended ones are remembered however old they are.
+    pub keep_newest: usize,
     /// Bytes copied per second; as fast as possible if left out.
     pub pace_bytes_per_s: Option<f64>,
 }
@@ -200,9 +216,12 @@ impl Default for MigrateSettings {
             first_backoff,
             max_backoff,
             retention_ms,
+            keep_ms,
+            keep_newest,
             pace_bytes_per_s,
         } = DriverConfig::default();
-        let retention = Duration::from_millis(u64::try_from(retention_ms).unwrap_or(0));
+        let duration = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+        let (retention, keep) = (duration(retention_ms), duration(keep_ms));
         Self {
             fence_limit,
             more_fences,
@@ -212,6 +231,8 @@ impl Default for MigrateSettings {
             first_backoff,
             max_backoff,
             retention,
+            keep,
+            keep_newest,
             pace_bytes_per_s,
         }
     }
@@ -229,6 +250,8 @@ impl MigrateSettings {
             first_backoff: self.first_backoff,
             max_backoff: self.max_backoff,
             retention_ms: i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX),
+            keep_ms: i64::try_from(self.keep.as_millis()).unwrap_or(i64::MAX),
+            keep_newest: self.keep_newest,
             pace_bytes_per_s: self.pace_bytes_per_s,
         }
     }

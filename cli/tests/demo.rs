@@ -14,6 +14,9 @@ fn the_demonstration_keeps_its_promises() {
     };
     assert_eq!((number("/writes/lost"), number("/writes/doubled")), (0.0, 0.0), "{done}");
     assert!(number("/writes/acknowledged") >= 1_000.0, "{done}");
+    // Write ids have to travel with their shards, and something has to try them on the other side.
+    assert!(number("/writes/repeated_after_move") >= 1.0, "{done}");
+    assert!(number("/writes/repeated") > number("/writes/repeated_after_move"), "{done}");
     assert!(number("/moves/done") >= 1.0 && number("/moves/failed") == 0.0, "{done}");
     assert!(number("/overload_minutes/with") < number("/overload_minutes/without"), "{done}");
     assert!(number("/forecast/wql") < number("/forecast/wql_naive"), "{done}");

@@ -3,31 +3,8 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
-use support::{foreshard, json, run, trained};
-
-/// A serving process that is stopped when the test ends, however it ends.
-struct Server(Child, String);
-
-impl Server {
-    fn start(folder: &Path) -> Self {
-        let mut child =
-            foreshard(folder).args(["serve", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = lines.next().unwrap().unwrap();
-        let address = line.split_whitespace().find(|w| w.starts_with("http://")).expect(&line).to_owned();
-        Self(child, address)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use support::{Server, json, run, trained};
 
 fn topology(folder: &Path, cpu: f64) {
     let nodes: String =
@@ -50,20 +27,25 @@ fn the_whole_way_over_processes() {
     let listed = json(here, &["models", "list"], 0);
     assert_eq!(listed["versions"].as_array().map(Vec::len), Some(1), "{listed}");
 
-    let server = Server::start(here);
+    let server = Server::start(here, &[]);
     let asked = json(
         here,
-        &["forecast", "--server", &server.1, "--metric", "cpu_util", "--level", "0.25", "--level", "0.75"],
+        &["forecast", "--server", &server.address, "--metric", "cpu_util", "--level", "0.25", "--level", "0.75"],
         0,
     );
     let first = &asked.as_array().unwrap()[0];
     assert_eq!(asked.as_array().map(Vec::len), Some(6), "{asked}");
     assert_eq!(first["forecast"]["values"].as_array().map(Vec::len), Some(96), "{first}");
-    let refused = run(here, &["forecast", "--server", &server.1, "--level", "0.5", "--level", "0.999"], 2);
+    for from in [&["--server", &server.address][..], &[]] {
+        let one = json(here, &[&["forecast", "--metric", "cpu_util", "--level", "0.9"], from].concat(), 0);
+        assert_eq!(one[0]["forecast"]["levels"], serde_json::json!([0.9]), "{one}");
+        assert_eq!(one[0]["forecast"]["values"].as_array().map(Vec::len), Some(48), "{one}");
+    }
+    let refused = run(here, &["forecast", "--server", &server.address, "--level", "0.5", "--level", "0.999"], 2);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("0.999"));
 
     topology(here, 60.0);
-    let advised = json(here, &["control", "--once", "--server", &server.1], 0);
+    let advised = json(here, &["control", "--once", "--server", &server.address], 0);
     assert!(advised["plan"]["moves"].is_array(), "{advised}");
     drop(server);
 

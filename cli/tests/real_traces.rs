@@ -9,7 +9,7 @@ mod support;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{beside, json, run, trained};
+use support::{Server, beside, json, run, trained};
 
 fn number(value: &Value, path: &str) -> f64 {
     value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path} is no number in {value}"))
@@ -108,6 +108,28 @@ fn topology(folder: &Path, nodes: usize, capacity: &[(&str, f64)]) -> PathBuf {
     path
 }
 
+/// Serves the same history by a process of its own and asks it: its answers are those that the registry gave.
+fn served_as_from_the_registry(here: &Path, history: &str, expected: &Value) {
+    run(here, &["data", "import", "--from", history, "--to", "history"], 0);
+    // The traces are years old: without this, every series would be answered as stale.
+    let server = Server::start(here, &[("FORESHARD_SERVE_STALE_AFTER", "100y")]);
+    let served = json(here, &["forecast", "--server", &server.address], 0);
+    let (served, expected) = (served.as_array().unwrap(), expected.as_array().unwrap());
+    let name = |f: &Value| ["shard", "metric", "issued_at", "step"].map(|key| f[key].to_string());
+    assert_eq!(served.iter().map(name).collect::<Vec<_>>(), expected.iter().map(name).collect::<Vec<_>>());
+    let values = |f: &Value| -> Vec<f64> {
+        f["forecast"]["values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    for (ours, theirs) in served.iter().zip(expected) {
+        assert_eq!(ours["provenance"], theirs["provenance"]);
+        let (a, b) = (values(ours), values(theirs));
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
+        assert!(!a.is_empty() && a.len() == b.len() && a.iter().zip(&b).all(near), "{ours} from the server, {theirs}");
+    }
+    let by_model = served.iter().filter(|f| f["provenance"]["fallback"].is_null()).count();
+    assert!(by_model > served.len() / 2, "the model answers for {by_model} of {} series", served.len());
+}
+
 fn train_plan_simulate(file: &str, capacity: &[(&str, f64)]) {
     let Some(history) = beside(file) else { return };
     let folder = tempfile::tempdir().unwrap();
@@ -117,6 +139,7 @@ fn train_plan_simulate(file: &str, capacity: &[(&str, f64)]) {
     assert_eq!(trained["number"], 1, "{trained}");
     let forecasts = json(here, &["forecast", "--history", &history], 0);
     assert!(forecasts.as_array().is_some_and(|f| !f.is_empty()), "{forecasts}");
+    served_as_from_the_registry(here, &history, &forecasts);
     let topology = topology(here, 4, capacity).display().to_string();
     let plan = json(here, &["plan", "--history", &history, "--topology", &topology, "--save", "saved"], 0);
     assert!(plan["moves"].is_array(), "{plan}");

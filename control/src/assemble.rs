@@ -28,6 +28,8 @@ pub struct Known<'a> {
     pub in_flight: Vec<InFlight>,
     /// When each shard last arrived where it is.
     pub last_moved: &'a BTreeMap<ShardId, Timestamp>,
+    /// Shards that cannot move before then, because the way back of an earlier move is kept.
+    pub retained: &'a BTreeMap<ShardId, Timestamp>,
     /// Last observations.
     pub recent: &'a Recent,
     /// The joint future, forecast or flat.
@@ -55,9 +57,9 @@ pub struct Assembled {
 /// # Errors
 /// [`ScenarioError`] if the filled scenarios do not hold together.
 pub fn assemble(known: Known<'_>) -> Result<Assembled, ScenarioError> {
-    let Known { now, seed, parent, topology, placement, in_flight, last_moved, recent, .. } = known;
+    let shards = known.placement.iter().map(|(shard, _)| (shard.clone(), facts(shard, &known))).collect();
+    let Known { now, seed, parent, topology, placement, in_flight, recent, .. } = known;
     let (scenarios, flat) = align(&known.scenarios, placement, topology, recent)?;
-    let shards = placement.iter().map(|(shard, _)| (shard.clone(), facts(shard, recent, last_moved))).collect();
     let input = PlanningInput {
         now,
         seed,
@@ -74,12 +76,13 @@ pub fn assemble(known: Known<'_>) -> Result<Assembled, ScenarioError> {
     Ok(Assembled { input, flat })
 }
 
-fn facts(shard: &ShardId, recent: &Recent, last_moved: &BTreeMap<ShardId, Timestamp>) -> ShardFacts {
-    let seen = recent.of(shard).copied().unwrap_or_default();
+fn facts(shard: &ShardId, known: &Known<'_>) -> ShardFacts {
+    let seen = known.recent.of(shard).copied().unwrap_or_default();
     ShardFacts {
         data_bytes: seen.data_bytes.unwrap_or(UNKNOWN_DATA_BYTES),
         write_bytes_per_s: seen.write_bytes_per_s.unwrap_or(0.0),
-        last_moved: last_moved.get(shard).copied(),
+        last_moved: known.last_moved.get(shard).copied(),
+        held_until: known.retained.get(shard).copied(),
         current: seen.load.map(|load| load.unwrap_or(0.0)),
         txn_rate: seen.txn_rate.unwrap_or(0.0),
     }
@@ -164,6 +167,7 @@ mod tests {
             placement: &placement,
             in_flight: Vec::new(),
             last_moved: &BTreeMap::from([(shard("b"), Timestamp::from_ms(7))]),
+            retained: &BTreeMap::from([(shard("b"), Timestamp::from_ms(900_000))]),
             recent,
             scenarios: scenarios.unwrap(),
             communication: &[],
@@ -199,7 +203,9 @@ mod tests {
         assert!(made.flat.is_empty());
         let a = &made.input.shards[&shard("a")];
         assert_eq!((a.data_bytes, a.last_moved), (UNKNOWN_DATA_BYTES, None));
-        assert_eq!(made.input.shards[&shard("b")].last_moved, Some(Timestamp::from_ms(7)));
+        let b = &made.input.shards[&shard("b")];
+        let held_until = Some(Timestamp::from_ms(900_000));
+        assert_eq!((b.last_moved, b.held_until), (Some(Timestamp::from_ms(7)), held_until));
     }
 
     #[test]

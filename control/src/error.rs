@@ -111,6 +111,9 @@ pub enum ControlError {
         #[source]
         source: DriverError,
     },
+    /// What is long over could not be forgotten; it is tried again.
+    #[error("could not forget migrations that are long over")]
+    Forget(#[source] DriverError),
     /// Outcomes could not be written; they are kept and written with the next ones.
     #[error("could not log {count} outcomes; they are kept for the next time")]
     LogOutcomes {
@@ -143,6 +146,7 @@ impl ControlError {
             Self::ReadState(source) => matches!(source, StoreError::StaleTerm { .. }),
             Self::AcceptPlan { source, .. } => matches!(**source, StoreError::StaleTerm { .. }),
             Self::Recover(source)
+            | Self::Forget(source)
             | Self::Start { source, .. }
             | Self::Run { source, .. }
             | Self::Finish { source, .. } => {

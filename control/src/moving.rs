@@ -138,6 +138,7 @@ impl ControlLoop {
         for id in &view.to_finish {
             self.running.spawn_finish(&self.driver, id.clone());
         }
+        keep_or_stop(self.driver.forget_old().await.map_err(ControlError::Forget), report)?;
         // What stopped with an error goes on: past the seal a shard stays closed until somebody finishes it (M7).
         let unfinished = state.migrations.values().filter(|m| !m.state.is_terminal() && !m.state.is_at_rest());
         for record in unfinished.filter(|m| self.running.is_left(&m.id, now)).collect::<Vec<_>>() {

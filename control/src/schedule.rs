@@ -2,7 +2,7 @@
 
 use foreshard_domain::{NodeId, NodeState, Placement, ShardId, Timestamp, Topology};
 use foreshard_policy::{InFlight, Move, Plan};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How many migrations may run at once, and how late a move may still start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct Situation<'a> {
     /// Shards whose move was begun under this plan, whatever became of it.
     pub begun: &'a BTreeSet<ShardId>,
     /// Shards whose former copy is still kept (M5), so that the next move of them has to wait.
-    pub retained: &'a BTreeSet<ShardId>,
+    pub retained: &'a BTreeMap<ShardId, Timestamp>,
     /// Limits.
     pub limits: StartLimits,
 }
@@ -100,7 +100,7 @@ fn held(planned: &Move, situation: &Situation<'_>, busy: &Busy) -> Option<Held> 
     if now.since_ms(planned.start) > limits.lateness_ms {
         return Some(Held::Void { code: "too_late" });
     }
-    if situation.retained.contains(&planned.shard) {
+    if situation.retained.contains_key(&planned.shard) {
         return Some(Held::Limit { code: "retention" });
     }
     if busy.shards.len() >= limits.in_flight {
@@ -152,7 +152,6 @@ mod tests {
     use super::*;
     use foreshard_domain::{MovePrediction, Node, PerResource, PlanId, ZoneId};
     use foreshard_policy::{FORMAT, Reason, RuleName};
-    use std::collections::BTreeMap;
 
     fn at(minute: i64) -> Timestamp {
         Timestamp::from_ms(minute * 60_000)
@@ -231,7 +230,7 @@ mod tests {
             placement: &placement,
             in_flight: running,
             begun: &begun.iter().map(|s| shard(s)).collect(),
-            retained: &BTreeSet::from([shard("d")]),
+            retained: &BTreeMap::from([(shard("d"), at(60))]),
             limits: StartLimits { in_flight: 2, per_node: 1, lateness_ms: 600_000 },
         };
         due(plan, &situation).into_iter().map(|v| v.outcome).collect()

@@ -22,8 +22,9 @@ pub struct View {
     pub placement: Placement,
     /// Migrations whose source still owns the shard.
     pub in_flight: Vec<InFlight>,
-    /// Shards that cannot be moved yet because an earlier migration of them has not ended: its way back is kept (M5).
-    pub retained: BTreeSet<ShardId>,
+    /// Shards that cannot be moved yet because an earlier migration of them has not ended: its way back is kept (M5), until
+    /// then.
+    pub retained: BTreeMap<ShardId, Timestamp>,
     /// When each shard last changed its owner.
     pub last_moved: BTreeMap<ShardId, Timestamp>,
     /// Migrations whose retention has passed by now.
@@ -37,7 +38,7 @@ impl View {
         let mut view = Self {
             plan: state.plan_in_force.clone(),
             in_flight: Vec::new(),
-            retained: BTreeSet::new(),
+            retained: state.held_by_retention(),
             last_moved: BTreeMap::new(),
             to_finish: Vec::new(),
             placement,
@@ -57,10 +58,8 @@ impl View {
         if record.state.is_terminal() {
             return;
         }
-        if self.placement.node_of(shard) == Some(record.source()) {
+        if !self.retained.contains_key(shard) {
             self.in_flight.push(in_flight(record, now));
-        } else {
-            self.retained.insert(shard.clone());
         }
         if matches!(record.state, MigrationState::Reversible { until } if until <= now) {
             self.to_finish.push(record.id.clone());
@@ -164,6 +163,7 @@ mod tests {
             fenced_since: None,
             fence_ms: 0,
             fence_back_ms: 0,
+            proof: None,
             why: None,
         }
     }
@@ -171,8 +171,8 @@ mod tests {
     fn state(records: Vec<(MigrationRecord, &str)>) -> State {
         let owner = |node: &str| Owner { node: NodeId::new(node).unwrap(), epoch: Epoch(1) };
         let owners = records.iter().map(|(r, node)| (r.shard().clone(), owner(node))).collect();
-        let migrations = records.into_iter().map(|(r, _)| (r.id.clone(), r)).collect();
-        State { owners, migrations, ..State::default() }
+        let migrations = records.into_iter().map(|(r, _)| (r.id.clone(), Arc::new(r))).collect();
+        State { owners: Arc::new(owners), migrations: Arc::new(migrations), ..State::default() }
     }
 
     #[test]
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(shards, ["a"]);
         assert_eq!(view.in_flight[0].expected_end, at(30), "overdue, so a minute from now");
         assert_eq!(View::of(&state, at(3)).in_flight[0].expected_end, at(7), "start and prediction");
-        assert_eq!(view.retained, BTreeSet::from([ShardId::new("b").unwrap()]));
+        assert_eq!(view.retained, BTreeMap::from([(ShardId::new("b").unwrap(), at(30))]));
         assert_eq!(view.last_moved.values().copied().collect::<Vec<_>>(), [at(9), at(4)]);
         assert!(view.to_finish.is_empty(), "M5: the retention has not passed");
         assert_eq!(View::of(&state, at(30)).to_finish.len(), 1);
@@ -196,7 +196,7 @@ mod tests {
     fn old_plans_are_forgotten_but_not_those_in_use() {
         let mut state = state(vec![(record("a", MigrationState::Planned, None), "n1")]);
         for minute in 0..=KEEP_PLANS as i64 + 1 {
-            state.plans.insert(plan(minute).id.clone(), plan(minute));
+            Arc::make_mut(&mut state.plans).insert(plan(minute).id.clone(), plan(minute));
         }
         let changes = acceptance(&state, &plan(1000));
         let forgotten: Vec<&str> = changes

@@ -260,6 +260,9 @@ impl Raw {
             note("max_series", "must be at least 1; leave it out for all series".into());
         }
         let levels = QuantileLevels::new(self.levels).map_err(|e: ForecastError| note("levels", e.to_string())).ok();
+        if levels.as_ref().is_some_and(|levels| levels.len() < 2) {
+            note("levels", "must be two or more: one alone says nothing about uncertainty".into());
+        }
         if self.refit != "never" {
             note("refit", format!("must be \"never\", not {:?}", self.refit));
         }
@@ -344,6 +347,8 @@ mod tests {
         let Err(ProtocolError::Invalid { problems, .. }) = Protocol::from_toml(text, "x") else { panic!("accepted") };
         let keys: Vec<_> = problems.iter().map(|p| p.key).collect();
         assert_eq!(keys, ["target", "step", "horizon", "event", "bounds"]);
+        let one_level = TEXT.replace("0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9", "0.5");
+        assert!(matches!(Protocol::from_toml(&one_level, "x"), Err(ProtocolError::Invalid { .. })));
         assert!(matches!(Protocol::from_toml(&format!("{TEXT}\nstrid = 1"), "x"), Err(ProtocolError::Toml { .. })));
         assert!(matches!(Protocol::load("7T"), Err(ProtocolError::Unknown { .. })));
         assert!(matches!(Protocol::load("absent.toml"), Err(ProtocolError::Io { .. })));

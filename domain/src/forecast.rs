@@ -8,8 +8,8 @@ use crate::{Metric, QuantileLevels, ShardId, Step, Timestamp};
 /// Why something is no forecast, or a forecast cannot answer.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ForecastError {
-    /// The levels are not two or more strictly increasing numbers inside (0, 1).
-    #[error("quantile levels must be two or more, strictly increasing, inside (0, 1); got {levels:?}")]
+    /// The levels are not one or more strictly increasing numbers inside (0, 1).
+    #[error("quantile levels must be one or more, strictly increasing, inside (0, 1); got {levels:?}")]
     Levels {
         /// What was given.
         levels: Vec<f64>,
@@ -148,7 +148,7 @@ impl QuantileForecast {
     }
 
     /// The value at probability `u` in (0, 1): linear between levels, exponential beyond the outermost ones with the slope
-    /// of the two outermost. Past the horizon it is `NaN`.
+    /// of the two outermost. One level alone has no slope: its quantile is the value everywhere. Past the horizon it is `NaN`.
     pub fn sample(&self, step: usize, u: f64) -> f32 {
         self.row(step).map_or(f32::NAN, |row| inverse(self.levels.as_slice(), row, u))
     }
@@ -166,6 +166,9 @@ fn tail_slope(outer: f64, inner: f64, outer_p: f64, inner_p: f64) -> f64 {
 
 fn inverse(levels: &[f64], row: &[f32], u: f64) -> f32 {
     let n = levels.len();
+    if n == 1 {
+        return row[0];
+    }
     let u = u.clamp(1e-6, 1.0 - 1e-6);
     let value = |i: usize| f64::from(row[i]);
     if u < levels[0] {
@@ -187,6 +190,9 @@ const EQUAL: f64 = 1e-9;
 fn exceedance(levels: &[f64], row: &[f32], limit: f64) -> f64 {
     let n = levels.len();
     let value = |i: usize| f64::from(row[i]);
+    if n == 1 {
+        return if value(0) > limit + EQUAL { 1.0 } else { 0.0 };
+    }
     let below = (0..n).take_while(|i| value(*i) <= limit + EQUAL).count();
     let p = if below == n {
         let slope = tail_slope(value(n - 1), value(n - 2), 1.0 - levels[n - 1], 1.0 - levels[n - 2]);
@@ -371,6 +377,16 @@ mod tests {
         let flat = QuantileForecast::flat(QuantileLevels::standard(), 3, 2.0);
         assert_eq!(flat, QuantileForecast::new(QuantileLevels::standard(), vec![2.0; 39]).unwrap());
         assert_eq!(QuantileForecast::flat(QuantileLevels::standard(), 0, f32::NAN).values(), [0.0; 13]);
+    }
+
+    #[test]
+    fn f1_one_level_alone_is_a_forecast_without_tails() {
+        let f = QuantileForecast::new(QuantileLevels::new(vec![0.9]).unwrap(), vec![1.0, 3.0]).unwrap();
+        assert_eq!((f.horizon(), f.quantile(1, 0.9).unwrap()), (2, 3.0));
+        assert!(matches!(f.quantile(0, 0.5), Err(ForecastError::LevelOutside { .. })));
+        assert_eq!([0.01, 0.9, 0.99].map(|u| f.sample(0, u)), [1.0; 3]);
+        assert_eq!([0.9, 1.0, 1.1].map(|limit| f.exceedance(0, limit)), [1.0, 0.0, 0.0]);
+        assert!(QuantileLevels::new(vec![]).is_err() && QuantileLevels::new(vec![1.0]).is_err());
     }
 
     #[test]

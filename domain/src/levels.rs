@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::ForecastError;
 
-/// Strictly increasing quantile levels inside (0, 1), at least two.
+/// Strictly increasing quantile levels inside (0, 1), at least one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<f64>", into = "Vec<f64>")]
 pub struct QuantileLevels(Arc<[f64]>);
@@ -14,11 +14,11 @@ impl QuantileLevels {
     /// Checks and takes levels.
     ///
     /// # Errors
-    /// [`ForecastError::Levels`] unless there are two or more, all inside (0, 1) and strictly increasing.
+    /// [`ForecastError::Levels`] unless there are one or more, all inside (0, 1) and strictly increasing.
     pub fn new(levels: Vec<f64>) -> Result<Self, ForecastError> {
         let inside = levels.iter().all(|l| *l > 0.0 && *l < 1.0);
         let rising = levels.windows(2).all(|pair| pair[0] < pair[1]);
-        if levels.len() < 2 || !inside || !rising {
+        if levels.is_empty() || !inside || !rising {
             return Err(ForecastError::Levels { levels });
         }
         Ok(Self(levels.into()))

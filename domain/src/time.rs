@@ -6,8 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// A moment of model time: milliseconds since 1970-01-01T00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
@@ -157,8 +158,12 @@ pub trait Clock: Send + Sync + fmt::Debug {
     /// Now, in model time.
     fn model(&self) -> Timestamp;
 
-    /// Now, in real time.
+    /// Now, in real time; somebody may set it forward or back.
     fn real(&self) -> RealTime;
+
+    /// Real time that has passed since some moment before the clock was first asked; nobody can set it, and it never goes back.
+    /// It means nothing to another process or after a restart.
+    fn monotonic(&self) -> Duration;
 
     /// How long `model_ms` of model time take in real time; zero if not positive. The only border between the two.
     fn real_duration(&self, model_ms: i64) -> Duration;
@@ -176,6 +181,13 @@ fn wall_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// Reads the steady clock; the one place that may.
+#[allow(clippy::disallowed_methods)]
+fn steady() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
+
 impl Clock for SystemClock {
     fn model(&self) -> Timestamp {
         Timestamp(wall_ms())
@@ -183,6 +195,10 @@ impl Clock for SystemClock {
 
     fn real(&self) -> RealTime {
         RealTime(wall_ms())
+    }
+
+    fn monotonic(&self) -> Duration {
+        steady()
     }
 
     fn real_duration(&self, model_ms: i64) -> Duration {
@@ -223,6 +239,10 @@ impl Clock for ScaledClock {
         RealTime(wall_ms())
     }
 
+    fn monotonic(&self) -> Duration {
+        steady()
+    }
+
     fn real_duration(&self, model_ms: i64) -> Duration {
         Duration::from_secs_f64((model_ms.max(0) as f64 / self.factor / 1000.0).min(1e9))
     }
@@ -233,18 +253,25 @@ impl Clock for ScaledClock {
 pub struct ManualClock {
     model: AtomicI64,
     real: AtomicI64,
+    monotonic_ms: AtomicU64,
 }
 
 impl ManualClock {
     /// A clock that stands at the given moments.
     pub fn new(model: Timestamp, real: RealTime) -> Self {
-        Self { model: AtomicI64::new(model.0), real: AtomicI64::new(real.0) }
+        Self { model: AtomicI64::new(model.0), real: AtomicI64::new(real.0), monotonic_ms: AtomicU64::new(0) }
     }
 
-    /// Moves both model and real time forward by `ms`.
+    /// Lets `ms` of time pass. Negative: model and real time are set back, while monotonic time stands still.
     pub fn advance_ms(&self, ms: i64) {
+        self.monotonic_ms.fetch_add(u64::try_from(ms).unwrap_or(0), Ordering::SeqCst);
         self.model.fetch_add(ms, Ordering::SeqCst);
         self.real.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// Sets real time alone, as somebody who sets the wall clock does.
+    pub fn set_real(&self, to: RealTime) {
+        self.real.store(to.0, Ordering::SeqCst);
     }
 
     /// Sets model time alone.
@@ -260,6 +287,10 @@ impl Clock for ManualClock {
 
     fn real(&self) -> RealTime {
         RealTime(self.real.load(Ordering::SeqCst))
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.monotonic_ms.load(Ordering::SeqCst))
     }
 
     fn real_duration(&self, model_ms: i64) -> Duration {
@@ -289,6 +320,18 @@ mod tests {
         assert_eq!(floor(300_000), 300_000);
         assert_eq!(floor(299_999), 0);
         assert_eq!(floor(-1), -300_000);
+    }
+
+    #[test]
+    fn monotonic_time_goes_on_whoever_sets_the_clock() {
+        let clock = ManualClock::new(Timestamp::from_ms(0), RealTime::from_ms(5_000));
+        clock.advance_ms(10);
+        clock.set_real(RealTime::from_ms(1_000));
+        clock.advance_ms(-500);
+        clock.advance_ms(7);
+        assert_eq!((clock.real(), clock.monotonic()), (RealTime::from_ms(507), Duration::from_millis(17)));
+        let before = SystemClock.monotonic();
+        assert!(ScaledClock::starting_at(Timestamp::default(), 9.0).monotonic() >= before);
     }
 
     #[test]

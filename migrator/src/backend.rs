@@ -263,7 +263,9 @@ pub trait Backend: Send + Sync {
     /// [`BackendError::Fenced`] if the source is open, its deadline has passed, or its epoch or fence position differs.
     async fn seal(&self, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError>;
 
-    /// What the source says of itself.
+    /// What the source says of itself; [`SourceState::Sealed`] only if this migration sealed it in `spec.epoch`, and a seal by
+    /// another is an error. [`Backend::seal`] being conditional, such a source stands at the fence position of a proof that
+    /// this migration had.
     async fn source_state(&self, spec: &MoveSpec) -> Result<SourceState, BackendError>;
 
     /// Opens the target in the new epoch and, on [`Way::There`], starts recording its changes for the way back.

@@ -23,6 +23,6 @@ pub use outcomes::outcome;
 pub use ring::{Candidate, Explanation, Located, Placed, Ring, RingError};
 pub use store::{
     Change, ExternalObject, FaultyStore, InvalidChange, JournalRow, MemoryStore, MigrationRecord, Progress, RedbStore,
-    State, StateStore, StoreError, StoreFault, apply,
+    Shared, State, StateStore, StoreError, StoreFault, apply,
 };
 pub use transition::{Action, Ending, Event, IllegalTransition, Leg, MigrationState, step};

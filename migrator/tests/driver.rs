@@ -75,7 +75,7 @@ impl Rig {
     }
 
     async fn record(&self) -> MigrationRecord {
-        self.memory.read().await.unwrap().migrations.into_values().next().unwrap()
+        self.memory.read().await.unwrap().migrations.values().next().unwrap().as_ref().clone()
     }
 
     /// A new controller after a crash, a while later.
@@ -376,6 +376,99 @@ async fn m4_a_difference_stops_the_seal() {
     }
 }
 
+/// A quiet shard whose first seal comes through late, in the given call under the second fence.
+async fn rig_with_late_seal(call: &'static str) -> Rig {
+    let rig = Rig::new().await;
+    rig.world.look().quiet = true;
+    rig.world.look().late_seal = Some(call);
+    rig
+}
+
+#[tokio::test]
+async fn m4_a_seal_that_comes_through_late_is_recognised() {
+    for call in ["fence", "prove"] {
+        for goal in [Goal::Finished, Goal::RolledBack] {
+            let rig = rig_with_late_seal(call).await;
+            let record = pursue(&*rig.driver().await, &rig.world, goal).await.unwrap();
+            assert_eq!((record.state.name(), record.proof), (end(goal), None), "{call}");
+            let state = rig.memory.read().await.unwrap();
+            let events: Vec<&str> = state.journal[&record.id].iter().map(|row| row.event.as_str()).collect();
+            let found = events.iter().position(|event| *event == "seal_found").expect("it was found");
+            assert_eq!(events[found + 1], "owner_switched", "{events:?}");
+            rig.check(&format!("late seal in {call}")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn m4_a_seal_that_comes_through_late_is_recognised_after_a_crash_at_any_call() {
+    for call in ["fence", "prove"] {
+        let rig = rig_with_late_seal(call).await;
+        let counted = Arc::new(FaultyBackend::new(rig.world.clone(), None));
+        let driver = rig.driver_on(rig.memory.clone(), counted.clone()).await;
+        pursue(&driver, &rig.world, Goal::Finished).await.unwrap();
+        for at in 0..counted.calls() {
+            for fault in [CallFault::CrashBefore, CallFault::CrashAfter] {
+                let context = format!("late seal in {call}, {fault:?} at call {at}");
+                let rig = rig_with_late_seal(call).await;
+                let backend = Arc::new(FaultyBackend::new(rig.world.clone(), Some((at, fault))));
+                let driver = rig.driver_on(rig.memory.clone(), backend).await;
+                // A refusal that is lost in a crash is none: then the call was no call.
+                let _ = pursue(&driver, &rig.world, Goal::Finished).await;
+                let record = rig.recover(Goal::Finished, 0).await.unwrap_or_else(|e| panic!("{context}: {e:?}"));
+                assert_eq!(record.state.name(), "done", "{context}");
+                rig.check(&context).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn m4_a_cancelled_move_that_turns_out_to_be_sealed_goes_forward() {
+    let rig = rig_with_late_seal("unfence").await;
+    let faulty = Arc::new(FaultyBackend::new(rig.world.clone(), None));
+    let driver = rig.driver_on(rig.memory.clone(), faulty.clone()).await;
+    // Cancelled while the second proof is made: the fence is to be lifted, and finds the seal.
+    let (asker, memory, world) = (driver.clone(), rig.memory.clone(), rig.world.clone());
+    faulty.at_proof(
+        2,
+        Box::new(move || {
+            Box::pin(async move {
+                assert!(world.look().copies.len() == 2);
+                let id = memory.read().await.unwrap().migrations.keys().next().unwrap().clone();
+                tokio::spawn(async move { asker.cancel(&id).await });
+                for _ in 0..8 {
+                    tokio::task::yield_now().await;
+                }
+            })
+        }),
+    );
+    let record = pursue(&driver, &rig.world, Goal::Finished).await.unwrap();
+    assert_eq!(record.state.name(), "done");
+    let state = rig.memory.read().await.unwrap();
+    let events: Vec<&str> = state.journal[&record.id].iter().map(|row| row.event.as_str()).collect();
+    assert!(events.windows(2).any(|pair| pair == ["cancel", "seal_found"]), "{events:?}");
+    rig.check("cancelled too late").await;
+}
+
+#[tokio::test]
+async fn m4_a_sealed_source_without_a_proof_is_for_a_person_to_look_at() {
+    let rig = Rig::new().await;
+    let faulty = Arc::new(FaultyBackend::new(rig.world.clone(), None));
+    let driver = rig.driver_on(rig.memory.clone(), faulty.clone()).await;
+    let world = rig.world.clone();
+    faulty.at_proof(
+        1,
+        Box::new(move || {
+            world.look().copy(&node(0)).unwrap().mode = world::Mode::Sealed;
+            Box::pin(async {})
+        }),
+    );
+    let stopped = pursue(&driver, &rig.world, Goal::Finished).await.unwrap_err();
+    assert!(matches!(&stopped, DriverError::Contradiction { what, .. } if what.contains("no proof")), "{stopped}");
+    assert_eq!(rig.record().await.owner().node, node(0));
+}
+
 /// Asks the driver that is at work for something while a call is under way; the answer comes when the work has stopped.
 async fn ask_during(
     at: u64,
@@ -389,7 +482,7 @@ async fn ask_during(
     let (asker, memory) = (driver.clone(), rig.memory.clone());
     let ask = move || -> futures::future::BoxFuture<'static, ()> {
         Box::pin(async move {
-            let id = memory.read().await.unwrap().migrations.into_keys().next().unwrap();
+            let id = memory.read().await.unwrap().migrations.keys().next().unwrap().clone();
             tokio::spawn(async move {
                 let answer = if cancel { asker.cancel(&id).await } else { asker.pause(&id).await };
                 let _ = asked.send(answer);
@@ -486,4 +579,41 @@ async fn what_cannot_be_moved_is_refused() {
     assert!(matches!(driver.rollback(&id).await, Err(DriverError::NoReverseLog { .. })));
     let unknown = MigrationId::new("nobody").unwrap();
     assert!(matches!(driver.run(&unknown).await, Err(DriverError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn what_is_long_over_is_forgotten_but_not_the_last_ones() {
+    let rig = Rig::new().await;
+    let term = rig.memory.take_leadership("test").await.unwrap();
+    let config = DriverConfig { keep_ms: 10_000, keep_newest: 1, ..config() };
+    let driver = Driver::new(rig.memory.clone(), rig.world.clone(), rig.world.clock.clone(), config, term);
+    let at = rig.memory.read().await.unwrap().revision;
+    let plans = ["p1", "p2", "p3"].map(|name| Change::PutPlan { plan: Arc::new(plan(name, None)) });
+    rig.memory.commit(at, term, plans.into()).await.unwrap();
+    let mut ids = Vec::new();
+    for name in ["p0", "p1", "p2"] {
+        let id = driver.start(mv(0, 0, 1), PlanId::new(name).unwrap(), Consistency::Strict).await.unwrap();
+        driver.cancel(&id).await.unwrap();
+        rig.world.clock.advance_ms(1_000);
+        ids.push(id);
+    }
+    let accept = Change::AcceptPlan { id: PlanId::new("p0").unwrap(), expected_parent: None };
+    let at = rig.memory.read().await.unwrap().revision;
+    rig.memory.commit(at, term, vec![accept]).await.unwrap();
+    let known = async || {
+        let state = rig.memory.read().await.unwrap();
+        assert_eq!(state.migrations.len(), state.journal.len(), "journals go with their migrations");
+        let of = |id: &MigrationId| state.migrations.contains_key(id);
+        (ids.iter().map(of).collect::<Vec<_>>(), state.plans.keys().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(driver.forget_old().await.unwrap(), 1, "a plan that nothing refers to is old enough");
+    assert_eq!(known().await, (vec![true; 3], vec!["p0".into(), "p1".into(), "p2".into()]));
+    rig.world.clock.advance_ms(7_999);
+    // The first is old enough, but its plan is in force: its move would look as if it were still to be made.
+    assert_eq!(driver.forget_old().await.unwrap(), 0);
+    rig.world.clock.advance_ms(100_000);
+    assert_eq!(driver.forget_old().await.unwrap(), 2, "a migration and its plan");
+    assert_eq!(known().await, (vec![true, false, true], vec!["p0".into(), "p2".into()]));
+    assert_eq!(driver.forget_old().await.unwrap(), 0, "the last one stays, however old");
+    assert!(matches!(driver.run(&ids[1]).await, Err(DriverError::Unknown { .. })));
 }

@@ -61,7 +61,7 @@ async fn the_golden_plan_ends_in_the_placement_that_the_checker_predicted() {
     let owners = store.read().await.unwrap().owners;
     let reached: Placement = owners.iter().map(|(shard, owner)| (shard.clone(), owner.node.clone())).collect();
     assert_eq!(reached, predicted);
-    for (shard, owner) in &owners {
+    for (shard, owner) in owners.iter() {
         let moved = plan.moves.iter().filter(|m| m.shard == *shard).count() as u64;
         assert_eq!(owner.epoch, Epoch(1 + moved), "epoch of {shard}");
         for row in 0..ROWS {

@@ -153,6 +153,56 @@ fn one_migration_a_shard_and_none_rewritten() {
 }
 
 #[test]
+fn m5_a_shard_is_held_until_the_end_of_the_retention() {
+    let until = Timestamp::from_ms(9_000);
+    let held = |state: MigrationState| {
+        let (record, mut kept) = (migration("m", 0, 0, 1, Epoch(1)), State::default());
+        Arc::make_mut(&mut kept.migrations).insert(record.id.clone(), Arc::new(MigrationRecord { state, ..record }));
+        kept.held_by_retention().get(&shard(0)).copied()
+    };
+    let back = foreshard_migrator::Leg::Back { fences_left: 0, until };
+    assert_eq!(held(MigrationState::Reversible { until }), Some(until));
+    assert_eq!(held(MigrationState::CatchingUp { leg: back }), Some(until));
+    assert_eq!(held(MigrationState::Paused { at: Box::new(MigrationState::CatchingUp { leg: back }) }), Some(until));
+    assert_eq!(held(opening(2)), Some(Timestamp::from_ms(i64::MAX)), "its end is not known yet");
+    assert_eq!(held(MigrationState::Finishing { way: Way::There }), Some(Timestamp::from_ms(i64::MAX)));
+    for free in [MigrationState::Copying { fences_left: 0, cursor: None }, MigrationState::Done] {
+        assert_eq!(held(free), None, "it moves, or nothing of its move is left");
+    }
+    let forever = Timestamp::from_ms(i64::MAX).to_string();
+    assert!(forever.ends_with('Z'), "{forever}");
+}
+
+#[test]
+fn a_commit_copies_nothing_that_it_does_not_change() {
+    let line = |m: &MigrationRecord| JournalRow {
+        migration: m.id.clone(),
+        at: foreshard_domain::RealTime::from_ms(1),
+        model_at: Timestamp::from_ms(2),
+        term: LeaderTerm(0),
+        event: "e".into(),
+        state: "planned".into(),
+        note: None,
+    };
+    let records: Vec<MigrationRecord> = (0..3).map(|s| migration(&format!("m{s}"), s, 0, 1, Epoch(1))).collect();
+    let begin = |m: &MigrationRecord| {
+        let owner = Change::SetOwner { shard: m.shard().clone(), expected: None, owner: owner(0, 1) };
+        [owner, put(m, MigrationState::Planned), Change::Journal { row: line(m) }]
+    };
+    let before = do_all(&State::default(), &records.iter().flat_map(begin).collect::<Vec<_>>());
+    let paused = MigrationState::Paused { at: Box::new(MigrationState::Planned) };
+    let after = do_all(&before, &[put(&records[1], paused), Change::Journal { row: line(&records[1]) }]);
+    for (n, record) in records.iter().enumerate() {
+        let shared = Arc::ptr_eq(&before.migrations[&record.id], &after.migrations[&record.id])
+            && Arc::ptr_eq(&before.journal[&record.id], &after.journal[&record.id]);
+        assert_eq!(shared, n != 1, "{n}");
+    }
+    assert!(Arc::ptr_eq(&before.owners, &after.owners) && Arc::ptr_eq(&before.plans, &after.plans));
+    assert_eq!((before.journal[&records[1].id].len(), after.journal[&records[1].id].len()), (1, 2));
+    assert_eq!(before.migrations[&records[1].id].state, MigrationState::Planned, "what was read stays as it was");
+}
+
+#[test]
 fn a_plan_comes_into_force_only_while_its_parent_is() {
     let id = |n: &str| PlanId::new(n).unwrap();
     let put = |n: &str, parent: Option<&str>| Change::PutPlan { plan: Arc::new(plan(n, parent)) };
@@ -406,7 +456,7 @@ proptest! {
 
 /// M3, over every commit.
 fn check_growth(before: &State, after: &State) {
-    for (shard, owner) in &before.owners {
+    for (shard, owner) in before.owners.iter() {
         let now = &after.owners[shard];
         assert!(now == owner || now.epoch > owner.epoch, "{shard}: {owner:?} -> {now:?}");
     }

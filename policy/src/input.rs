@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::{PolicySettings, input_errors::InputErrors};
 
 /// What is known of one shard besides its scenarios.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShardFacts {
     /// Bytes that a move has to copy.
@@ -19,6 +19,9 @@ pub struct ShardFacts {
     /// When it last moved, if it did.
     #[serde(default)]
     pub last_moved: Option<Timestamp>,
+    /// Until when no move of it can start, because the way back of an earlier one is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<Timestamp>,
     /// The load last observed; also the load that is planned with where the scenarios lack the shard.
     pub current: PerResource<f64>,
     /// Transactions per second.

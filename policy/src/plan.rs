@@ -90,7 +90,8 @@ pub struct Move {
 pub enum Refused {
     /// Never allowed as things are.
     Hard {
-        /// Stable code, such as `pinned`, `excluded`, `group_spread`, `node_not_active`, `no_capacity`.
+        /// Stable code, such as `pinned`, `excluded`, `group_spread`, `node_not_active`, `no_capacity`,
+        /// `held_by_retention`.
         code: String,
         /// Figures and names.
         detail: String,

@@ -121,12 +121,13 @@ fn running(id: &str, source: &str, target: &str) -> InFlight {
 /// A code and the change that brings it about.
 type Case = (&'static str, fn(&mut PlanningInput));
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 13] = [
     ("pinned", |i| i.topology.pins = vec![Rule { shard: shard("a"), node: node_id("n1") }]),
     ("excluded", |i| i.topology.exclusions.push(Rule { shard: shard("a"), node: node_id("n2") })),
     ("node_not_active", |i| i.topology.nodes[1].state = NodeState::Closed),
     ("group_spread", |i| i.topology.groups = vec![group(Spread::Node)]),
     ("cool_down", |i| facts_of(i, "a").last_moved = Some(NOW.plus_ms(-60_000))),
+    ("held_by_retention", |i| facts_of(i, "a").held_until = Some(NOW.plus_ms(86_400_000))),
     ("node_cool_down", |i| {
         i.settings.cool_down_node_ms = 600_000;
         facts_of(i, "c").last_moved = Some(NOW.plus_ms(-60_000));
@@ -174,6 +175,16 @@ fn every_refusal_has_its_code() {
         let record = decisions(&input, &planned, None).into_iter().find(|r| r.shard == shard("a")).unwrap();
         assert!(record.target.is_none() && record.risk_unmoved == 1.0, "{record:?}");
     }
+}
+
+#[test]
+fn a_shard_moves_again_when_nothing_of_its_last_move_is_kept() {
+    let mut input = hot_node();
+    facts_of(&mut input, "a").held_until = Some(NOW);
+    assert_eq!(moves(&planned(&input)), [("a", "n2", RuleName::Threshold)]);
+    // What is not said is not in the fingerprint: inputs of before keep theirs.
+    let text = serde_json::to_string(&hot_node()).unwrap();
+    assert!(!text.contains("held_until") && serde_json::to_string(&input).unwrap().contains("held_until"));
 }
 
 /// A plan that was made when it was allowed is refused once it is not.

@@ -23,6 +23,8 @@ pub struct ServingConfig {
     pub queue_rows: usize,
     /// Rows that are computed together at most.
     pub batch_rows: usize,
+    /// MiB of all scenario sets that are made or sent at once; beyond them requests are refused.
+    pub scenario_mib: u32,
     /// Threads that compute; the model spreads a batch over all cores by itself, so one is usually best.
     pub compute_threads: usize,
     /// How often logged rows are put into the history, real time.
@@ -36,7 +38,7 @@ pub struct ServingConfig {
     /// How old the newest observation of a series may be, model time, before a fallback answers for it.
     #[serde(with = "humantime_serde")]
     pub stale_after: Duration,
-    /// How far ahead of the clock a row may lie, model time, before it is refused.
+    /// How far ahead of the clock a row may lie, model time, before it is refused: a few steps, for clocks that differ.
     #[serde(with = "humantime_serde")]
     pub ahead_at_most: Duration,
     /// How long requests in flight may go on when the server stops, real time.
@@ -54,12 +56,13 @@ impl Default for ServingConfig {
             log: None,
             queue_rows: 65_536,
             batch_rows: 4_096,
+            scenario_mib: 1024,
             compute_threads: 1,
             flush_every: Duration::from_secs(60),
             reload_every: Duration::from_secs(5),
             context_days: 15,
             stale_after: Duration::from_secs(3600),
-            ahead_at_most: Duration::from_secs(24 * 3600),
+            ahead_at_most: Duration::from_secs(15 * 60),
             drain_for: Duration::from_secs(10),
         }
     }
@@ -92,6 +95,7 @@ impl ServingConfig {
         check("log", self.log.as_ref() != Some(&self.history), "must not be the folder of the history");
         check("queue_rows", self.queue_rows > 0, "must be at least 1");
         check("batch_rows", self.batch_rows > 0, "must be at least 1");
+        check("scenario_mib", self.scenario_mib > 0, "must be at least 1");
         check("compute_threads", (1..=256).contains(&self.compute_threads), "must be 1 to 256");
         check("flush_every", !self.flush_every.is_zero(), "must be longer than nothing");
         check("reload_every", !self.reload_every.is_zero(), "must be longer than nothing");

@@ -6,7 +6,7 @@ use foreshard_model::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
 
 use crate::engine::Slot;
@@ -90,21 +90,24 @@ pub(crate) struct Reloader {
     model: String,
     loader: Arc<dyn VersionLoader>,
     slot: Arc<Slot>,
-    /// Why versions were refused, by number. Held during a check, so that there is one at a time.
+    /// Held during a check, so that there is one at a time.
+    checking: Mutex<()>,
+    /// Why versions were refused, by number. Never held while a version is loaded: whoever lists the versions waits for
+    /// no reload.
     refused: Mutex<BTreeMap<u64, String>>,
 }
 
 impl Reloader {
     pub(crate) fn new(registry: &Path, model: &str, loader: Arc<dyn VersionLoader>, slot: Arc<Slot>) -> Self {
         let folder = registry.join(model);
-        Self { folder, model: model.to_owned(), loader, slot, refused: Mutex::default() }
+        Self { folder, model: model.to_owned(), loader, slot, checking: Mutex::default(), refused: Mutex::default() }
     }
 
     /// Exchanges the served version if the champion is another one, and returns the new one. A version that cannot be
     /// loaded or fails its rehearsal is refused: the one before goes on serving, and the next check tries again. Without
     /// a champion nothing changes. Blocks on disk and compute.
     pub(crate) fn check(&self) -> Result<Option<ModelVersion>, ReloadError> {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(champion) = self.labels()?.champion else { return Ok(None) };
         let served = self.slot.id().filter(|id| id.model == self.model).map(|id| id.number);
         if served == Some(champion) {
@@ -112,7 +115,7 @@ impl Reloader {
         }
         match self.load(champion) {
             Ok(version) => {
-                refused.remove(&champion);
+                self.refused().remove(&champion);
                 let id = version.id();
                 self.slot.exchange(version);
                 tracing::info!(version = %id, before = ?served, "version serves");
@@ -120,12 +123,16 @@ impl Reloader {
             }
             Err(error) => {
                 let why = reason(&error);
-                if refused.insert(champion, why.clone()).as_ref() != Some(&why) {
+                if self.refused().insert(champion, why.clone()).as_ref() != Some(&why) {
                     tracing::error!(version = champion, still_serving = ?served, %why, "version refused");
                 }
                 Err(error)
             }
         }
+    }
+
+    fn refused(&self) -> MutexGuard<'_, BTreeMap<u64, String>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn labels(&self) -> Result<Labels, ReloadError> {
@@ -159,7 +166,7 @@ impl Reloader {
     pub(crate) fn models(&self) -> Result<Vec<ModelInfo>, ReloadError> {
         let labels = self.labels()?;
         let served = self.slot.id();
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let refused = self.refused().clone();
         let info = |number: u64| {
             let trained_until = self.loader.trained_until(&self.folder.join(number.to_string()));
             ModelInfo {

@@ -19,7 +19,7 @@ use crate::config::model_ms;
 use crate::engine::{Bench, Engine, EngineLimits, Slot};
 use crate::ingest::{Ingestor, reason};
 use crate::registry::Reloader;
-use crate::service::ForecastApi;
+use crate::service::{ForecastApi, ScenarioBudget};
 use crate::{EngineCounts, IngestError, RegistryVersions, ReloadError, ServingConfig, ServingError, VersionLoader};
 
 /// A connection whose other end went away is noticed by pings in this interval.
@@ -128,6 +128,7 @@ fn parts(
         clock,
         flush_now: Arc::new(Notify::new()),
         ahead_at_most_ms: model_ms(config.ahead_at_most),
+        scenario_budget: ScenarioBudget::new(config.scenario_mib),
         cut: CancellationToken::new(),
     })
 }

@@ -6,23 +6,26 @@
 //! its details: a misspelt name must not look like a shard without load.
 
 mod levels;
+mod scenarios;
 mod status;
 mod timeout;
 
 use foreshard_api::v1::forecast_service_server::ForecastService;
-use foreshard_api::{ForecastQuery, RiskQuery, ScenarioQuery, scenario_parts, v1};
-use foreshard_domain::{Clock, Product, QuantileLevels, RealTime, Resource, SeriesForecast, ShardId};
-use std::collections::BTreeSet;
+use foreshard_api::{ForecastQuery, RiskQuery, ScenarioQuery, SeriesProvenance, scenario_parts, v1};
+use foreshard_domain::{Clock, Product, QuantileLevels, RealTime, Resource, ScenarioSet, SeriesForecast, ShardId};
 use std::sync::{Arc, PoisonError, RwLock};
-use tokio::sync::{Notify, mpsc, oneshot};
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::context::{ContextStore, SeriesKey, Wanted};
-use crate::engine::{Bench, Engine, MAX_SCENARIO_VALUES, deadline, risks, scenarios};
-use crate::ingest::{Ingestor, checked};
+use crate::engine::{Bench, Engine, deadline, risks, scenarios};
+use crate::ingest::{Arrival, Ingestor, checked};
 use crate::registry::Reloader;
+pub(crate) use scenarios::ScenarioBudget;
+use scenarios::SetSize;
 use timeout::timeout;
 
 /// Refused rows that are named in an answer; more are only counted.
@@ -30,6 +33,9 @@ const MOST_REFUSALS: usize = 1000;
 
 /// Chunks of scenarios that wait for a slow reader; with 1 MiB each, a stalled stream holds little.
 const CHUNKS_AHEAD: usize = 4;
+
+/// A reader of scenarios that takes nothing for so long, real time, is cut off: it holds a share of the memory of all.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// What the service works with.
 #[derive(Clone)]
@@ -41,6 +47,7 @@ pub(crate) struct ForecastApi {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) flush_now: Arc<Notify>,
     pub(crate) ahead_at_most_ms: i64,
+    pub(crate) scenario_budget: ScenarioBudget,
     /// Cancelled when the time for finishing is over: calls that still wait end then.
     pub(crate) cut: CancellationToken,
 }
@@ -83,11 +90,11 @@ impl ForecastApi {
 
     /// Takes one batch of a stream in; what is refused joins the answer.
     async fn take(&self, batch: v1::IngestRequest, answer: &mut v1::IngestResponse) -> Result<(), Status> {
-        let latest = self.clock.model().plus_ms(self.ahead_at_most_ms);
+        let arrival = Arrival { now: self.clock.model(), ahead_at_most_ms: self.ahead_at_most_ms };
         let mut rows = Vec::with_capacity(batch.rows.len());
         for row in batch.rows {
             let shard_id = row.shard_id.clone();
-            match checked(row, latest) {
+            match checked(row, arrival) {
                 Ok(row) => rows.push(row),
                 Err(reason) => {
                     answer.refused_total += 1;
@@ -164,23 +171,15 @@ impl ForecastService for ForecastApi {
         let expires = self.expires(&request);
         let query = ScenarioQuery::try_from(request.into_inner()).map_err(|error| status::wire(&error))?;
         let keys = self.select(&query.shards, &Wanted::loads(Resource::ALL))?;
-        check_size(&keys, query.product.horizon(), query.scenarios)?;
+        let share = self.scenario_budget.take(SetSize::new(&keys, query.product.horizon(), query.scenarios))?;
+        // The share goes where the set goes, and with it wherever both are dropped: in the queue, or on the way here.
         let make = move |bench: &Bench, product: Product, forecasts: Vec<SeriesForecast>| {
-            scenarios(bench, product, &forecasts, query.scenarios, query.seed)
+            scenarios(bench, product, &forecasts, query.scenarios, query.seed).map(|made| (made, share))
         };
         let made = self.compute(query.product, keys, expires, make).await?;
-        let (set, provenance) = made.map_err(|error| status::internal(&error))?;
+        let ((set, provenance), share) = made.map_err(|error| status::internal(&error))?;
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let cut = self.cut.clone();
-        tokio::spawn(async move {
-            for part in scenario_parts(&set, &provenance) {
-                tokio::select! {
-                    // A reader that left ends the stream; one that is cut off sees that values are missing.
-                    sent = sender.send(Ok(part)) => if sent.is_err() { break },
-                    () = cut.cancelled() => break,
-                }
-            }
-        });
+        tokio::spawn(send(set, provenance, share, sender, self.cut.clone()));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -213,19 +212,28 @@ impl ForecastService for ForecastApi {
     }
 }
 
-/// Refuses a set that would not fit in memory.
-fn check_size(keys: &[SeriesKey], horizon: usize, scenarios: usize) -> Result<(), Status> {
-    let shards: BTreeSet<&ShardId> = keys.iter().map(|(shard, _)| shard).collect();
-    let metrics: BTreeSet<_> = keys.iter().map(|(_, metric)| *metric).collect();
-    let sizes = [shards.len(), metrics.len(), horizon, scenarios];
-    let values = sizes.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
-    if values.is_some_and(|values| values <= MAX_SCENARIO_VALUES) {
-        return Ok(());
+/// Sends a scenario set in chunks, and gives its share of the memory back at the end. A reader that left ends it; one that is
+/// cut off sees that values are missing.
+async fn send(
+    set: ScenarioSet,
+    provenance: Vec<SeriesProvenance>,
+    share: OwnedSemaphorePermit,
+    sender: mpsc::Sender<Result<v1::ScenariosResponse, Status>>,
+    cut: CancellationToken,
+) {
+    for part in scenario_parts(&set, &provenance) {
+        tokio::select! {
+            sent = tokio::time::timeout(STALLED_AFTER, sender.send(Ok(part))) => match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => break,
+                Err(_) => {
+                    tracing::warn!(after = ?STALLED_AFTER, "a reader of scenarios takes nothing and is cut off");
+                    break;
+                }
+            },
+            () = cut.cancelled() => break,
+        }
     }
-    let [shards, resources, steps, scenarios] = sizes;
-    let what = format!(
-        "{scenarios} scenarios of {shards} shards, {resources} resources and {steps} steps are more than the \
-         {MAX_SCENARIO_VALUES} values that fit; ask for fewer scenarios or shards"
-    );
-    Err(status::invalid("scenarios", what))
+    drop(set);
+    drop(share);
 }

@@ -111,6 +111,34 @@ async fn what_is_unknown_late_or_without_model_is_marked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_row_ahead_of_the_clock_makes_no_other_series_stale() {
+    let place = Place::new();
+    place.publish(1);
+    place.label(1);
+    let stale_after = Duration::from_secs(300);
+    let server = place.start(foreshard_serving::ServingConfig { stale_after, ..place.config() }).await;
+    let client = client(&server).await;
+    let now = 600 * 5;
+    place.clock.set_model(Timestamp::from_ms(now * MINUTE));
+    client.ingest(rows("live", 601)).await.unwrap();
+    let before = client.forecast(&next_hours(&["live"])).await.unwrap();
+    assert_eq!(before[0].provenance.fallback, None);
+
+    let ahead = client.ingest(vec![row("ahead", now + 15, 1.0), row("further", now + 16, 1.0)]).await.unwrap();
+    assert_eq!((ahead.accepted, ahead.refused_total), (1, 1));
+    let (shard, why) = &ahead.refused[0];
+    assert!(shard == "further" && why.contains("shard further") && why.contains("960s ahead"), "{why}");
+    assert_eq!(client.forecast(&next_hours(&["live"])).await.unwrap(), before, "as if there were no row ahead");
+
+    place.clock.set_model(Timestamp::from_ms((now + 15) * MINUTE));
+    client.ingest(vec![row("live", now + 15, 3.0)]).await.unwrap();
+    let made = client.forecast(&next_hours(&["ahead", "live"])).await.unwrap();
+    assert!(made.iter().all(|series| series.issued_at == Timestamp::from_ms((now + 15) * MINUTE)));
+    assert!(made.iter().all(|series| series.provenance.fallback.is_none()), "{made:?}");
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn f1_levels_in_between_are_made_and_outside_refused() {
     let place = Place::new();
     place.publish(1);
@@ -122,7 +150,10 @@ async fn f1_levels_in_between_are_made_and_outside_refused() {
     let made = client.forecast(&at(&[0.25, 0.75])).await.unwrap();
     let row = made[0].forecast.row(0).unwrap();
     assert!((row[0] - 18.5).abs() < 1e-4 && (row[1] - 19.5).abs() < 1e-4, "{row:?}");
-    for bad in [&[0.5, 0.999][..], &[0.9, 0.1], &[0.5], &[0.0, 0.5]] {
+    let alone = client.forecast(&at(&[0.75])).await.unwrap();
+    assert_eq!((alone[0].forecast.levels().as_slice(), alone[0].forecast.horizon()), (&[0.75][..], 48));
+    assert!((alone[0].forecast.row(0).unwrap()[0] - 19.5).abs() < 1e-4);
+    for bad in [&[0.5, 0.999][..], &[0.9, 0.1], &[0.999], &[0.0, 0.5]] {
         assert_eq!(code(client.forecast(&at(bad)).await), Code::InvalidArgument, "{bad:?}");
     }
     server.shutdown().await.unwrap();

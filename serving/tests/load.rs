@@ -4,7 +4,9 @@
 mod common;
 
 use common::*;
-use foreshard_api::ForecastClient;
+use foreshard_api::v1::ScenariosRequest;
+use foreshard_api::v1::forecast_service_client::ForecastServiceClient;
+use foreshard_api::{ForecastClient, ScenarioQuery};
 use foreshard_serving::{ReloadError, ServingConfig};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +52,74 @@ async fn s1_a_full_queue_answers_resource_exhausted_at_once() {
     assert_eq!(computing.await.unwrap().unwrap().len(), 1);
     assert_eq!(waiting.await.unwrap().unwrap().len(), 3);
     assert_eq!((server.counts().refused(), server.counts().computed()), (1, 2));
+    server.shutdown().await.unwrap();
+}
+
+fn scenarios(scenarios: usize) -> ScenarioQuery {
+    ScenarioQuery { shards: vec![shard("a")], product: foreshard_domain::Product::NextDay, scenarios, seed: 1 }
+}
+
+/// Asks until a share of the memory is free again.
+async fn asked_again(client: &ForecastClient, query: &ScenarioQuery) {
+    loop {
+        match client.scenarios(query).await {
+            Ok((set, _)) => return assert_eq!(set.scenarios(), query.scenarios),
+            Err(error) => assert_eq!(error.code(), Some(Code::ResourceExhausted)),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s1_scenarios_beyond_their_memory_are_refused_at_once() {
+    let (place, server) = place_with(&["a"], |config| ServingConfig { scenario_mib: 2, ..config }).await;
+    let client = client(&server).await;
+    place.gate.hold(1);
+    // 2 resources x 96 steps x 1000 scenarios are less than one MiB.
+    let ask = || {
+        let client = client.clone();
+        tokio::spawn(async move { client.scenarios(&scenarios(1000)).await })
+    };
+    let computing = ask();
+    until(|| !place.gate.asked().is_empty()).await;
+    let waiting = ask();
+    until(|| server.waiting_rows() == 2).await;
+    let refused = client.scenarios(&scenarios(1)).await.unwrap_err();
+    assert_eq!(refused.code(), Some(Code::ResourceExhausted));
+    assert!(refused.retry_after().is_some_and(|wait| wait > Duration::ZERO));
+    assert_eq!(code(client.scenarios(&scenarios(2731)).await), Code::InvalidArgument, "more than there ever is");
+    place.gate.release(1);
+    for asked in [computing, waiting] {
+        assert_eq!(asked.await.unwrap().unwrap().0.scenarios(), 1000);
+    }
+    asked_again(&client, &scenarios(2730)).await;
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s1_scenarios_that_are_given_up_or_not_read_free_their_memory_when_they_end() {
+    let (place, server) = place_with(&["a"], |config| ServingConfig { scenario_mib: 30, ..config }).await;
+    let client = client(&server).await;
+    // 29 MiB, more than connection and channel hold.
+    let most = scenarios(39_500);
+    let mut raw = ForecastServiceClient::connect(server.endpoint()).await.unwrap();
+    let unread = raw.scenarios(ScenariosRequest::from(&most)).await.unwrap();
+    assert_eq!(code(client.scenarios(&most).await), Code::ResourceExhausted, "a reader that stalls holds its share");
+    assert_eq!(client.scenarios(&scenarios(1)).await.unwrap().0.scenarios(), 1, "there is room for small ones");
+    drop((unread, raw));
+    asked_again(&client, &most).await;
+
+    place.gate.hold(1);
+    let computed = place.gate.asked().len();
+    let given_up = tokio::spawn({
+        let (client, most) = (client.clone(), most.clone());
+        async move { client.scenarios(&most).await }
+    });
+    until(|| place.gate.asked().len() > computed).await;
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    place.gate.release(1);
+    asked_again(&client, &most).await;
     server.shutdown().await.unwrap();
 }
 
@@ -127,6 +197,29 @@ async fn s1_a_request_in_flight_keeps_its_version_and_delays_no_reload() {
     let number = |made: &[foreshard_domain::SeriesForecast]| made[0].provenance.version.as_ref().unwrap().number;
     assert_eq!(number(&computing.await.unwrap().unwrap()), 1);
     assert_eq!(number(&client.forecast(&next_hours(&[])).await.unwrap()), 2);
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s1_listing_the_versions_waits_for_no_reload() {
+    let (place, server) = place_with(&["a"], |config| config).await;
+    let client = client(&server).await;
+    place.publish(2);
+    place.label(2);
+    place.gate.hold_loading(2);
+    let (models, reloaded) = tokio::join!(
+        async {
+            until(|| place.gate.loads(2)).await;
+            let listed = client.clone().with_timeout(Duration::from_secs(5)).models().await;
+            place.gate.release_loading(2);
+            listed
+        },
+        server.reload()
+    );
+    let models = models.expect("the versions are listed while one of them is loaded");
+    let states: Vec<_> = models.iter().map(|m| (m.number, m.loaded)).collect();
+    assert_eq!(states, [(1, true), (2, false)]);
+    assert_eq!(reloaded.unwrap().map(|id| id.number), Some(2));
     server.shutdown().await.unwrap();
 }
 

@@ -66,6 +66,7 @@ pub async fn advise(
         placement: &placement,
         in_flight: Vec::new(),
         last_moved: &BTreeMap::new(),
+        retained: &BTreeMap::new(),
         recent: &recent,
         scenarios,
         communication: &communication,

@@ -57,9 +57,12 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
         registry: path(&args.registry, &settings.registry.path).to_owned(),
         model: settings.registry.model.clone(),
         queue_rows: settings.serve.queue_rows,
+        scenario_mib: settings.serve.scenario_mib,
         flush_every: settings.serve.flush_every,
         reload_every: settings.serve.reload_every,
         context_days: settings.serve.context_days,
+        stale_after: settings.serve.stale_after,
+        ahead_at_most: settings.serve.ahead_at_most,
         ..ServingConfig::default()
     })
 }

@@ -45,6 +45,10 @@ impl Clock for DayClock {
         SystemClock.real()
     }
 
+    fn monotonic(&self) -> Duration {
+        SystemClock.monotonic()
+    }
+
     fn real_duration(&self, model_ms: i64) -> Duration {
         Duration::from_secs_f64((model_ms.max(0) as f64 / self.factor.max(1e-9) / 1000.0).min(1e9))
     }

@@ -42,6 +42,8 @@ pub struct Cluster {
     pub backend: Arc<EmbeddedBackend>,
     /// What a unit of real work is in load.
     pub scale: LoadScale,
+    /// How many of a shard's last writes its stores recognise when they are repeated.
+    pub write_id_window: u64,
 }
 
 impl Cluster {
@@ -65,6 +67,7 @@ impl Cluster {
             service_wait: Duration::from_secs(5),
             ..EngineSettings::default()
         };
+        let write_id_window = settings.write_id_window;
         let mut nodes: Vec<(NodeId, Arc<dyn KvStore>, f64)> = Vec::new();
         for node in &scenario.topology.nodes {
             let at = folder.join(node.id.as_str());
@@ -76,7 +79,7 @@ impl Cluster {
         let engine = Arc::new(engine);
         let moves = move_settings(scenario, &scale, clock.as_ref());
         let backend = Arc::new(EmbeddedBackend::new(Arc::clone(&engine), moves, clock));
-        let cluster = Self { engine, backend, scale };
+        let cluster = Self { engine, backend, scale, write_id_window };
         cluster.place(scenario, store).await?;
         cluster.fill(scenario, &data).await?;
         cluster.fit_scales(scenario).await?;

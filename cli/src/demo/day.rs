@@ -85,6 +85,7 @@ impl Stage {
                 scenario: Arc::clone(&self.scenario),
                 clock: Arc::clone(&self.clock),
                 scale: self.cluster.scale,
+                write_id_window: self.cluster.write_id_window,
                 until,
                 seed: self.seed,
             };
@@ -118,7 +119,7 @@ impl Stage {
         out.say("reading every written key back from its owner");
         let check = self.check(&traffic).await?;
         let state = self.store.read().await.map_err(DemoError::State)?;
-        let migrations = state.migrations.values().cloned().collect();
+        let migrations = state.migrations.values().map(|record| record.as_ref().clone()).collect();
         Ok(Lived { traffic, check, outcomes: diary.outcomes, migrations, issued, until })
     }
 

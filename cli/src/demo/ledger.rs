@@ -4,8 +4,9 @@
 //! Each key belongs to one client and holds the list of all writes to it: a write reads the key, appends its id and puts the
 //! whole list back under that id. A write that vanished is missing from the list, a write that was applied twice stands
 //! in it twice. To make the second possible at all, clients treat some acknowledgements as lost on the way: they read the
-//! key again, append the same id again and put it again, as a retrying client does. Only a store that recognises the id
-//! keeps such a list free of doubles, and it must do so on either side of a move.
+//! key again, append the same id again and put it again, as a retrying client does; some at once, some only after their
+//! shard has changed its owner. Only a store that recognises the id keeps such a list free of doubles, and for the late ones
+//! the ids must have travelled with the shard.
 
 use std::collections::{BTreeMap, BTreeSet};
 

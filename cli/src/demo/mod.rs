@@ -10,6 +10,7 @@ mod clock;
 mod cluster;
 mod day;
 mod error;
+mod held;
 mod latency;
 mod learn;
 mod ledger;
@@ -191,6 +192,7 @@ fn report(
             doubled: check.doubled,
             foreign: check.foreign,
             repeated: traffic.repeated,
+            repeated_after_move: traffic.repeated_after_move,
             refused: traffic.refused,
         },
         reads: Reads { answered: traffic.reads, stale: traffic.stale },

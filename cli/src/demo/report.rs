@@ -77,6 +77,8 @@ pub struct Writes {
     pub foreign: u64,
     /// Sent a second time on purpose, as if the acknowledgement had been lost.
     pub repeated: u64,
+    /// Of those, sent again after their shard had changed its owner.
+    pub repeated_after_move: u64,
     /// Turned away by an overloaded node or given up; never acknowledged.
     pub refused: u64,
 }
@@ -262,9 +264,10 @@ fn clients(text: &mut String, report: &DemoReport) {
     let AroundMoves { before, during, after } = report.client_p99_ms;
     head(text, "clients", &["before", "during", "after"]);
     line(text, "p99 around a move", &[before, during, after].map(ms), "from wish to answer");
-    let Writes { acknowledged, lost, doubled, repeated, refused, .. } = report.writes;
+    let Writes { acknowledged, lost, doubled, repeated, repeated_after_move, refused, .. } = report.writes;
     head(text, "", &["acknowledged", "lost", "doubled"]);
-    let remark = format!("{} sent twice on purpose, {} refused", count(repeated), count(refused));
+    let (twice, late) = (count(repeated), count(repeated_after_move));
+    let remark = format!("{twice} sent twice ({late} after a move), {} refused", count(refused));
     line(text, "writes", &[acknowledged, lost, doubled].map(count), &remark);
     head(text, "", &["answered", "stale"]);
     line(text, "reads", &[report.reads.answered, report.reads.stale].map(count), "");
@@ -300,7 +303,15 @@ mod tests {
             bytes_moved: 5_452_595,
             fence_ms: FenceTimes { p50: Some(3.25), p99: Some(8.0), max: Some(8.0) },
             client_p99_ms: AroundMoves { before: Some(9.0), during: Some(31.5), after: None },
-            writes: Writes { acknowledged: 18_204, lost: 0, doubled: 0, foreign: 0, repeated: 911, refused: 3 },
+            writes: Writes {
+                acknowledged: 18_204,
+                lost: 0,
+                doubled: 0,
+                foreign: 0,
+                repeated: 1_911,
+                repeated_after_move: 111,
+                refused: 3,
+            },
             reads: Reads { answered: 18_100, stale: 0 },
             forecast: Some(ForecastScore { wql: 0.0714, wql_naive: 0.1312, coverage_80: 0.792 }),
             model_version: versions("load/1", "load/2"),

@@ -4,18 +4,20 @@
 //! part of the minute's work, and hands them to client tasks whether or not earlier ones were answered: a slow node gets no
 //! relief from its clients. Latency counts from the moment a request was wanted.
 
-use foreshard_domain::{Clock, ShardId, Step, Timestamp};
+use foreshard_domain::{Clock, Epoch, ShardId, Step, Timestamp};
 use foreshard_migrator::embedded::{Cost, EmbeddedEngine, LoadScale, WriteError};
 use rand::Rng as _;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::clock::DayClock;
+use super::held::{Held, HeldBack};
 use super::latency::Sample;
 use super::ledger::{KeyLedger, WriteId, append};
 use super::scenario::{Scenario, loads};
@@ -35,7 +37,9 @@ const MOST_REQUESTS: f64 = 8.0;
 /// Share of writes.
 const WRITES: f64 = 0.2;
 /// Share of acknowledgements that are treated as lost on the way.
-const REPEATED: f64 = 1.0 / 16.0;
+const LOST: f64 = 1.0 / 8.0;
+/// Share of those whose writes are sent again only after their shard has moved.
+const HELD_BACK: f64 = 0.5;
 
 /// What the clients of a day know when it is over.
 #[derive(Debug, Default)]
@@ -46,6 +50,8 @@ pub struct Traffic {
     pub samples: Vec<Sample>,
     /// Writes sent a second time on purpose.
     pub repeated: u64,
+    /// Of those, sent again to another owner than the one that had acknowledged them.
+    pub repeated_after_move: u64,
     /// Requests that were turned away or given up.
     pub refused: u64,
     /// Reads answered.
@@ -59,6 +65,7 @@ impl Traffic {
         self.keys.extend(other.keys);
         self.samples.extend(other.samples);
         self.repeated += other.repeated;
+        self.repeated_after_move += other.repeated_after_move;
         self.refused += other.refused;
         self.reads += other.reads;
         self.stale += other.stale;
@@ -76,6 +83,8 @@ pub struct Day {
     pub clock: Arc<DayClock>,
     /// What a unit of work is in load.
     pub scale: LoadScale,
+    /// How many of a shard's last writes the engine recognises when they are repeated.
+    pub write_id_window: u64,
     /// End of the day.
     pub until: Timestamp,
     /// Seed of the order of reads and writes.
@@ -89,7 +98,25 @@ struct Request {
     asked: Instant,
     cost: Cost,
     write: bool,
-    repeat: bool,
+    again: Again,
+}
+
+/// When a write is sent a second time, as if its acknowledgement had been lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    Never,
+    AtOnce,
+    AfterMove,
+}
+
+impl Again {
+    fn draw(rng: &mut ChaCha8Rng) -> Self {
+        match (rng.random_bool(LOST), rng.random_bool(HELD_BACK)) {
+            (false, _) => Again::Never,
+            (true, false) => Again::AtOnce,
+            (true, true) => Again::AfterMove,
+        }
+    }
 }
 
 /// Lives the day: returns when it is over and all requests are answered or given up.
@@ -112,9 +139,15 @@ pub async fn live(day: &Day) -> Result<Traffic, JoinError> {
 async fn shard_day(day: Day, index: usize) -> Result<Traffic, JoinError> {
     let mut clients = JoinSet::new();
     let mut desks = Vec::with_capacity(CLIENTS);
+    let shard = SharedShard {
+        engine: Arc::clone(&day.engine),
+        shard: day.scenario.shards[index].clone(),
+        sent: Arc::default(),
+        write_id_window: day.write_id_window,
+    };
     for number in 0..CLIENTS {
         let (desk, requests) = mpsc::channel(PATIENCE);
-        let client = Client::new(&day, index, number);
+        let client = Client::new(shard.clone(), index, number);
         clients.spawn(client.serve(requests));
         desks.push(desk);
     }
@@ -144,8 +177,8 @@ async fn dispatch(day: &Day, index: usize, desks: &[mpsc::Sender<Request>]) -> u
             let asked_at = minute.plus_ms((2 * i + 1) * Step::MINUTE.as_ms() / (2 * requests as i64));
             day.clock.reach(asked_at).await;
             sent += 1;
-            let (write, repeat) = (rng.random_bool(WRITES), rng.random_bool(REPEATED));
-            let request = Request { asked_at, asked: Instant::now(), cost, write, repeat };
+            let (write, again) = (rng.random_bool(WRITES), Again::draw(&mut rng));
+            let request = Request { asked_at, asked: Instant::now(), cost, write, again };
             let turn = usize::try_from(sent).unwrap_or(0) % desks.len().max(1);
             let taken = desks.get(turn).is_some_and(|desk| desk.try_send(request).is_ok());
             given_up += u64::from(!taken);
@@ -177,13 +210,30 @@ fn share_of_minute(day: &Day, row: &foreshard_domain::Observation, requests: f64
     }
 }
 
-/// One client task: sole writer of its keys, one request after the other.
-struct Client {
+/// What the clients of one shard share.
+#[derive(Debug, Clone)]
+struct SharedShard {
     engine: Arc<EmbeddedEngine>,
     shard: ShardId,
+    /// Writes that any of them has sent.
+    sent: Arc<AtomicU64>,
+    write_id_window: u64,
+}
+
+impl SharedShard {
+    /// The epoch of the owner that clients are sent to; `None` while that is being found out.
+    fn epoch(&self) -> Option<Epoch> {
+        self.engine.owners().remove(&self.shard).flatten().map(|owner| owner.epoch)
+    }
+}
+
+/// One client task: sole writer of its keys, one request after the other.
+struct Client {
+    shared: SharedShard,
     prefix: WriteId,
     sent: u64,
     keys: Vec<Key>,
+    held: HeldBack,
     traffic: Traffic,
 }
 
@@ -195,8 +245,7 @@ struct Key {
 }
 
 impl Client {
-    fn new(day: &Day, index: usize, number: usize) -> Self {
-        let shard = day.scenario.shards[index].clone();
+    fn new(shared: SharedShard, index: usize, number: usize) -> Self {
         let key = |i: usize| Key {
             name: format!("client-{number:03}/{i}").into_bytes(),
             list: Vec::new(),
@@ -204,7 +253,8 @@ impl Client {
         };
         let prefix = (index as WriteId) << 96 | (number as WriteId) << 64;
         let keys = (0..KEYS).map(key).collect();
-        Self { engine: Arc::clone(&day.engine), shard, prefix, sent: 0, keys, traffic: Traffic::default() }
+        let held = HeldBack::new(shared.write_id_window);
+        Self { shared, prefix, sent: 0, keys, held, traffic: Traffic::default() }
     }
 
     async fn serve(mut self, mut requests: mpsc::Receiver<Request>) -> Traffic {
@@ -216,12 +266,18 @@ impl Client {
             if answered {
                 let latency_ms = request.asked.elapsed().as_secs_f64() * 1000.0;
                 let asked_at = request.asked_at;
-                self.traffic.samples.push(Sample { shard: self.shard.clone(), asked_at, latency_ms });
+                self.traffic.samples.push(Sample { shard: self.shared.shard.clone(), asked_at, latency_ms });
             } else {
                 self.traffic.refused += 1;
             }
+            if !self.held.is_empty() {
+                let due = self.held.due(self.shared.epoch(), self.shared.sent.load(Ordering::Relaxed));
+                self.repeat(due).await;
+            }
         }
-        let shard = self.shard;
+        let rest = self.held.rest();
+        self.repeat(rest).await;
+        let shard = self.shared.shard;
         let keys = self.keys.into_iter().map(|key| ((shard.clone(), key.name), key.ledger));
         self.traffic.keys = keys.collect();
         self.traffic
@@ -230,16 +286,20 @@ impl Client {
     /// Appends to a key's list; whether the store said that it is durable.
     async fn write(&mut self, turn: usize, request: &Request) -> bool {
         self.sent += 1;
+        let sent_before = self.shared.sent.fetch_add(1, Ordering::Relaxed);
         let id = self.prefix | WriteId::from(self.sent);
         let Some(key) = self.keys.get_mut(turn) else { return false };
         let value = append(&key.list, id);
-        match self.engine.write(&self.shard, &key.name, Some(&value), id, request.cost).await {
-            Ok(_) => {
+        let SharedShard { engine, shard, .. } = &self.shared;
+        match engine.write(shard, &key.name, Some(&value), id, request.cost).await {
+            Ok(epoch) => {
                 key.ledger.acknowledge(id);
                 key.list = value;
-                if request.repeat {
-                    self.traffic.repeated += 1;
-                    self.write_again(turn, id).await;
+                let write = Held { turn, id, epoch, sent_before };
+                match request.again {
+                    Again::Never => {}
+                    Again::AtOnce => self.repeat(vec![write]).await,
+                    Again::AfterMove => self.held.hold(write),
                 }
                 true
             }
@@ -253,29 +313,86 @@ impl Client {
         }
     }
 
+    /// Sends writes a second time that were acknowledged.
+    async fn repeat(&mut self, writes: Vec<Held>) {
+        for Held { turn, id, epoch, .. } in writes {
+            self.traffic.repeated += 1;
+            let answered = self.write_again(turn, id).await;
+            self.traffic.repeated_after_move += u64::from(answered.is_some_and(|now| now > epoch));
+        }
+    }
+
     /// What a client does that got no acknowledgement: looks what is there, and sends the same write again. It does not look
-    /// whether its write is there already; to know that is the store's part.
-    async fn write_again(&mut self, turn: usize, id: WriteId) {
-        let Some(key) = self.keys.get_mut(turn) else { return };
+    /// whether its write is there already; to know that is the store's part. Returns the epoch in which it was acknowledged.
+    async fn write_again(&mut self, turn: usize, id: WriteId) -> Option<Epoch> {
+        let key = self.keys.get_mut(turn)?;
+        let SharedShard { engine, shard, .. } = &self.shared;
         let free = Cost { service: 0.0, io: 0.0, transactions: 0.0 };
-        let Ok(found) = self.engine.read(&self.shard, &key.name, free).await else { return };
+        let found = engine.read(shard, &key.name, free).await.ok()?;
         let value = append(found.as_deref().unwrap_or_default(), id);
-        let repeated = self.engine.write(&self.shard, &key.name, Some(&value), id, free).await.is_ok();
-        if repeated {
+        let repeated = engine.write(shard, &key.name, Some(&value), id, free).await.ok();
+        if repeated.is_some() {
             key.ledger.acknowledge(id);
         }
         // Whatever came of it, what the store holds is what the next write builds on.
-        if let Ok(now) = self.engine.read(&self.shard, &key.name, free).await {
+        if let Ok(now) = engine.read(shard, &key.name, free).await {
             key.list = now.unwrap_or_default();
         }
+        repeated
     }
 
     /// Reads a key; whether an answer came. One that misses an acknowledged write is stale: nobody else writes this key.
     async fn read(&mut self, turn: usize, cost: Cost) -> bool {
         let Some(key) = self.keys.get(turn) else { return false };
-        let Ok(value) = self.engine.read(&self.shard, &key.name, cost).await else { return false };
+        let SharedShard { engine, shard, .. } = &self.shared;
+        let Ok(value) = engine.read(shard, &key.name, cost).await else { return false };
         self.traffic.reads += 1;
         self.traffic.stale += u64::from(key.ledger.compare(value.as_deref()).lost > 0);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use foreshard_domain::{NodeId, SystemClock};
+    use foreshard_migrator::embedded::{EngineSettings, MemoryStore};
+
+    /// One client that writes each of its keys ten times, with all repetitions held back to the end; what its ledgers say.
+    async fn written_by(store_remembers: u64, client_believes: u64) -> (Traffic, u64) {
+        let (node, shard) = (NodeId::new("n").unwrap(), ShardId::new("s").unwrap());
+        let settings = EngineSettings { write_id_window: store_remembers, ..EngineSettings::default() };
+        let nodes = vec![(node.clone(), Arc::new(MemoryStore::default()) as Arc<_>, f64::INFINITY)];
+        let engine = Arc::new(EmbeddedEngine::new(nodes, Arc::new(SystemClock), settings).unwrap());
+        engine.create_shard(&shard, &node, Epoch(1)).await.unwrap();
+        let (sent, write_id_window) = (Arc::default(), client_believes);
+        let shared = SharedShard { engine: Arc::clone(&engine), shard, sent, write_id_window };
+        let (desk, requests) = mpsc::channel(64);
+        let cost = Cost { service: 0.0, io: 0.0, transactions: 0.0 };
+        for _ in 0..10 * KEYS {
+            let (asked_at, asked) = (Timestamp::from_ms(0), Instant::now());
+            desk.send(Request { asked_at, asked, cost, write: true, again: Again::AfterMove }).await.unwrap();
+        }
+        drop(desk);
+        let traffic = Client::new(shared, 0, 0).serve(requests).await;
+        let mut doubled = 0;
+        for ((shard, key), ledger) in &traffic.keys {
+            doubled += ledger.compare(engine.get(shard, key).await.unwrap().as_deref()).doubled;
+        }
+        (traffic, doubled)
+    }
+
+    #[tokio::test]
+    async fn m1_a_store_that_forgets_ids_is_caught_by_writes_that_were_held_back() {
+        let (traffic, doubled) = written_by(4096, 4096).await;
+        assert_eq!((traffic.repeated, traffic.repeated_after_move, traffic.refused, doubled), (20, 0, 0, 0));
+        let (traffic, doubled) = written_by(1, 4096).await;
+        assert!(traffic.repeated == 20 && doubled > 0, "{doubled} doubled");
+    }
+
+    #[tokio::test]
+    async fn writes_are_not_held_back_for_longer_than_the_store_remembers_them() {
+        let (traffic, doubled) = written_by(8, 8).await;
+        assert_eq!((traffic.repeated, doubled), (20, 0));
     }
 }

@@ -1,8 +1,9 @@
 //! Running the binary as an operator would.
 
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 /// The binary in `folder`, without the caller's settings.
 pub fn foreshard(folder: &Path) -> Command {
@@ -54,4 +55,33 @@ pub fn beside(path: &str) -> Option<PathBuf> {
     }
     println!("SKIPPED: {} is not there", full.display());
     None
+}
+
+/// A serving process that is stopped when the test ends, however it ends.
+#[allow(dead_code)]
+pub struct Server {
+    process: Child,
+    /// Where it listens.
+    pub address: String,
+}
+
+#[allow(dead_code)]
+impl Server {
+    /// Starts it in `folder` on a free port, with settings from the environment, and waits until it serves.
+    pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut command = foreshard(folder);
+        command.args(["serve", "--listen", "127.0.0.1:0"]).envs(settings.iter().copied()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let line = lines.next().unwrap().unwrap();
+        let address = line.split_whitespace().find(|w| w.starts_with("http://")).expect(&line).to_owned();
+        Self { process, address }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }

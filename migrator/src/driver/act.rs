@@ -29,6 +29,10 @@ impl Driver {
         let mut performed = Performed { events: Vec::new(), figures: Figures::default() };
         for action in record.state.actions() {
             performed = self.perform(record, &action).await?;
+            if performed.events.iter().any(|event| matches!(event, Event::SealFound { .. })) {
+                // Past the point of no return nothing more of this state is to be done, least of all to be undone.
+                break;
+            }
         }
         Ok(performed)
     }
@@ -221,7 +225,7 @@ impl Driver {
         let permanent = matches!(error, BackendError::Permanent { .. });
         let why = with_causes(&error);
         if self.lift_fence(&record.spec(way)).await.map_err(|e| stuck(record, e))? {
-            return Err(self.contradiction(record, "the source is sealed, but no seal was recorded".to_owned()));
+            return self.seal_found(record, way);
         }
         Ok(if permanent { Event::Broke { why } } else { Event::FenceLost { why } }.into())
     }
@@ -250,9 +254,34 @@ impl Driver {
     /// Lifts the fence of an owner change that has been given up.
     async fn give_back(&self, record: &MigrationRecord, way: Way) -> Result<Performed, DriverError> {
         if self.lift_fence(&record.spec(way)).await.map_err(|e| stuck(record, e))? {
-            return Err(self.contradiction(record, "the source is sealed, but the owner change was given up".into()));
+            return self.seal_found(record, way);
         }
         Ok(Event::Released.into())
+    }
+
+    /// The source turns out to be sealed by this migration in this epoch, though its seal is not recorded: a seal under an
+    /// earlier fence came through after its answer was given up, while a later fence stood at the same position.
+    ///
+    /// Going forward is right if a proof is known that covers the position where the source stands, and only then (M4). The
+    /// engine seals only at the fence position of the proof that it is shown, and the driver asks for a seal only with a whole
+    /// proof, which it records first. Positions never decrease and nothing is written behind a seal, so if the source is
+    /// sealed it was with the last of these proofs, the target holds everything up to there, and nobody but this migration
+    /// changes the target. Where the fence position is known, it must be the proof's. Removal of the target's copy cannot have
+    /// begun: it does so only after the source was seen open with no fence that a seal could use. And should all this be
+    /// wrong, the engine opens the target only if it stands exactly where the source was sealed.
+    fn seal_found(&self, record: &MigrationRecord, way: Way) -> Result<Performed, DriverError> {
+        let covers = |proof: &&Proof| match &record.state {
+            MigrationState::Proving { fence_at, .. } => proof.fence_at == *fence_at,
+            _ => true,
+        };
+        let Some(proof) = record.proof.as_ref().filter(covers) else {
+            let what = "the source is sealed, but no proof is known that entitled to it".to_owned();
+            return Err(self.contradiction(record, what));
+        };
+        tracing::warn!(migration = %record.id, state = record.state.name(), "a seal whose answer was lost was found");
+        let epoch = record.next_owner(way).epoch;
+        let events = vec![Event::SealFound { proof: proof.clone() }, Event::OwnerSwitched { epoch }];
+        Ok(Performed { events, figures: Figures::default() })
     }
 
     fn contradiction(&self, record: &MigrationRecord, what: String) -> DriverError {

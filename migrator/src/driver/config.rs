@@ -26,6 +26,10 @@ pub struct DriverConfig {
     pub max_backoff: Duration,
     /// How long the source's data is kept after a move, model milliseconds (M5).
     pub retention_ms: i64,
+    /// How long migrations that have ended are remembered, with their journals and plans, model milliseconds.
+    pub keep_ms: i64,
+    /// How many of the last ended ones are remembered however old they are.
+    pub keep_newest: usize,
     /// Bytes copied per second of model time; as fast as possible if left out.
     pub pace_bytes_per_s: Option<f64>,
 }
@@ -47,6 +51,9 @@ impl Default for DriverConfig {
             max_backoff: Duration::from_secs(5),
             // One daily cycle, so that a night's move has met a day's load before it becomes final.
             retention_ms: 86_400_000,
+            // A month to look back on; what moves cost and brought is logged for good elsewhere.
+            keep_ms: 30 * 86_400_000,
+            keep_newest: 1_000,
             pace_bytes_per_s: None,
         }
     }

@@ -38,6 +38,7 @@ pub(super) fn follow(
         let before = std::mem::replace(&mut record.state, state);
         note_figures(&mut record, event, figures);
         note_times(&mut record, &before, event, figures, now);
+        note_proof(&mut record);
         record.why = event.note().or(record.why);
         owner_change(&record, event, &mut changes);
         objects(&record, event, now, &mut changes);
@@ -88,6 +89,7 @@ fn note_times(record: &mut MigrationRecord, before: &MigrationState, event: &Eve
         }
         // The intent was recorded a little before; the call itself is what stops writes.
         Event::Fenced { .. } => record.fenced_since = figures.fenced_since.or(record.fenced_since),
+        Event::SealFound { .. } => record.fenced_since = record.fenced_since.or(Some(now.real)),
         Event::Routed { .. } if record.moved_at.is_none() => record.moved_at = Some(now.model),
         _ => {}
     }
@@ -104,6 +106,17 @@ fn note_times(record: &mut MigrationRecord, before: &MigrationState, event: &Eve
     }
     if record.state.is_terminal() {
         record.ended_at = Some(now.model);
+    }
+}
+
+/// What entitles to the seal is known from before the seal is asked for until the owner has changed, so that a seal that is
+/// found late is recognised.
+fn note_proof(record: &mut MigrationRecord) {
+    match &record.state {
+        MigrationState::Sealing { proof, .. } => record.proof = Some(proof.clone()),
+        MigrationState::Opening { .. } => record.proof = None,
+        state if state.is_terminal() => record.proof = None,
+        _ => {}
     }
 }
 

@@ -12,6 +12,7 @@ mod calls;
 mod config;
 mod cut_over;
 mod follow;
+mod forget;
 mod recover;
 mod requests;
 
@@ -126,6 +127,7 @@ impl Driver {
             fenced_since: None,
             fence_ms: 0,
             fence_back_ms: 0,
+            proof: None,
             why: None,
         })
     }
@@ -242,7 +244,11 @@ impl Driver {
     }
 
     fn known(&self, state: &State, id: &MigrationId) -> Result<MigrationRecord, DriverError> {
-        state.migrations.get(id).cloned().ok_or_else(|| DriverError::Unknown { id: id.clone() })
+        state
+            .migrations
+            .get(id)
+            .map(|record| record.as_ref().clone())
+            .ok_or_else(|| DriverError::Unknown { id: id.clone() })
     }
 
     fn now(&self) -> Moment {

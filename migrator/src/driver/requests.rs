@@ -1,6 +1,7 @@
 //! What a person or the control loop may ask of a migration. Asking twice is asking once.
 
 use foreshard_domain::MigrationId;
+use std::sync::Arc;
 
 use super::follow::Figures;
 use super::{Driver, DriverError};
@@ -99,7 +100,7 @@ impl Driver {
     pub async fn finish_due(&self) -> Result<Vec<MigrationRecord>, DriverError> {
         let now = self.clock.model();
         let state = self.read().await?;
-        let due = |m: &&MigrationRecord| matches!(m.state, MigrationState::Reversible { until } if until <= now);
+        let due = |m: &&Arc<MigrationRecord>| matches!(m.state, MigrationState::Reversible { until } if until <= now);
         let mut finished = Vec::new();
         for record in state.migrations.values().filter(due) {
             finished.push(self.finish(&record.id).await?);

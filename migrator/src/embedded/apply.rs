@@ -3,6 +3,7 @@
 use foreshard_domain::ShardId;
 use std::collections::{BTreeMap, VecDeque};
 
+use super::fence_end::FenceEnd;
 use super::keys::{self, Entry};
 use super::kv::{Batch, Keyspace, KvError, KvSnapshot, KvStore};
 use super::node::NodeError;
@@ -82,6 +83,8 @@ pub(super) struct Cell {
     pub position: Position,
     pub ids: WriteIds,
     pub size: Size,
+    /// Of the fence, if there is one.
+    pub fence_end: Option<FenceEnd>,
 }
 
 impl Cell {

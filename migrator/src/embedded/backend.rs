@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::engine::{EmbeddedEngine, Member};
 use super::keys;
 use super::kv::KvSnapshot;
-use super::node::NodeError;
+use super::node::{EmbeddedNode, NodeError};
 use super::service::NodeService;
 use super::shard::Refusal;
 use crate::{BackendError, MoveSpec, Position};
@@ -106,10 +106,38 @@ pub(super) fn permanent(doing: &str, why: impl Into<String>) -> BackendError {
     BackendError::Permanent { doing: doing.to_owned(), why: why.into() }
 }
 
+/// One call's turn at a shard. It is shared by all work that the call has begun, so that a call that was dropped, because it
+/// took too long, keeps its turn until the work that it left running has ended.
+pub(super) type Turn = Arc<tokio::sync::OwnedMutexGuard<()>>;
+
+/// One node of a move.
+#[derive(Clone)]
+pub(super) struct End<'a> {
+    pub member: &'a Member,
+    turn: Option<Turn>,
+}
+
+impl End<'_> {
+    /// Calls the node, on a thread that may block if its store waits for a device, and holds the turn until the work is done.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&EmbeddedNode) -> Result<T, NodeError> + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let turn = self.turn.clone();
+        self.member
+            .call(move |node| {
+                let done = work(node);
+                drop(turn);
+                done
+            })
+            .await
+    }
+}
+
 /// Source and target of a move.
 pub(super) struct Ends<'a> {
-    pub source: &'a Member,
-    pub target: &'a Member,
+    pub source: End<'a>,
+    pub target: End<'a>,
 }
 
 impl EmbeddedBackend {
@@ -119,27 +147,38 @@ impl EmbeddedBackend {
         Self { engine, settings, throttle, turns: Mutex::default(), going_back: Mutex::default() }
     }
 
-    pub(super) async fn turn(&self, shard: &ShardId) -> tokio::sync::OwnedMutexGuard<()> {
+    async fn turn(&self, shard: &ShardId) -> Turn {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(turns.entry(shard.clone()).or_default())
         };
-        turn.lock_owned().await
+        Arc::new(turn.lock_owned().await)
     }
 
     pub(super) fn going_back(&self) -> MutexGuard<'_, BTreeSet<ShardId>> {
         self.going_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn end(&self, doing: &str, node: &NodeId) -> Result<&Member, BackendError> {
+    pub(super) fn member(&self, doing: &str, node: &NodeId) -> Result<&Member, BackendError> {
         self.engine.member(node).ok_or_else(|| permanent(doing, format!("node {node} is no node of this engine")))
     }
 
+    /// Source and target, for work that changes nothing and waits for nobody.
     pub(super) fn ends(&self, doing: &str, spec: &MoveSpec) -> Result<Ends<'_>, BackendError> {
         if spec.source == spec.target {
             return Err(permanent(doing, format!("source and target are both {}", spec.source)));
         }
-        Ok(Ends { source: self.end(doing, &spec.source)?, target: self.end(doing, &spec.target)? })
+        let end = |node| Ok(End { member: self.member(doing, node)?, turn: None });
+        Ok(Ends { source: end(&spec.source)?, target: end(&spec.target)? })
+    }
+
+    /// Source and target, when all earlier calls about the shard and the work that they began have ended.
+    pub(super) async fn hold(&self, doing: &str, spec: &MoveSpec) -> Result<Ends<'_>, BackendError> {
+        let mut ends = self.ends(doing, spec)?;
+        let turn = self.turn(&spec.shard).await;
+        ends.source.turn = Some(Arc::clone(&turn));
+        ends.target.turn = Some(turn);
+        Ok(ends)
     }
 
     /// Takes a node's capacity for work of a move; waits for it unless the work must not wait.
@@ -161,8 +200,8 @@ impl EmbeddedBackend {
         &self,
         doing: &str,
         spec: &MoveSpec,
-        from: &Member,
-        to: &Member,
+        from: &End<'_>,
+        to: &End<'_>,
         upto: Position,
         wait: bool,
     ) -> Result<(Position, Position), BackendError> {
@@ -185,7 +224,7 @@ impl EmbeddedBackend {
         }
         let bytes: u64 = entries.iter().map(keys::Entry::bytes).sum();
         let service = entries.len() as f64 * self.settings.service_per_change;
-        self.work(to, service, bytes as f64 / MIB * self.settings.io_per_mib, wait).await?;
+        self.work(to.member, service, bytes as f64 / MIB * self.settings.io_per_mib, wait).await?;
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
         let applied = to.call(move |node| node.apply(&shard, &migration, &entries)).await.map_err(fail)?;
         Ok((applied, newest))
@@ -201,7 +240,7 @@ impl EmbeddedBackend {
         wait: bool,
     ) -> Result<Position, BackendError> {
         loop {
-            let (applied, _) = self.apply_batch(doing, spec, ends.source, ends.target, upto, wait).await?;
+            let (applied, _) = self.apply_batch(doing, spec, &ends.source, &ends.target, upto, wait).await?;
             if applied >= upto {
                 return Ok(applied);
             }
@@ -213,14 +252,14 @@ impl EmbeddedBackend {
 pub(super) async fn snapshot(
     doing: &str,
     spec: &MoveSpec,
-    member: &Member,
+    end: &End<'_>,
     at: Position,
 ) -> Result<Arc<dyn KvSnapshot>, BackendError> {
     let shard = spec.shard.clone();
     let (position, snapshot) =
-        member.call(move |node| node.snapshot_at(&shard)).await.map_err(|error| failed(doing, error, false))?;
+        end.call(move |node| node.snapshot_at(&shard)).await.map_err(|error| failed(doing, error, false))?;
     if position != at {
-        let why = format!("node {} stands at {position:?}, not {at:?}", member.node.id());
+        let why = format!("node {} stands at {position:?}, not {at:?}", end.member.node.id());
         return Err(BackendError::Fenced { doing: doing.to_owned(), why });
     }
     Ok(snapshot)

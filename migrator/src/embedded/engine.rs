@@ -268,7 +268,7 @@ impl EmbeddedEngine {
     /// Finds the owner, takes a turn there, and does the operation; waits in the queue while there is no owner to do it.
     async fn operate(&self, shard: &ShardId, operation: Operation, cost: Cost) -> Result<Answer, Miss> {
         let route = self.router.of(shard).ok_or(Miss::UnknownShard)?;
-        let started = self.clock.real();
+        let started = self.clock.monotonic();
         let operation = Arc::new(operation);
         let mut changes = route.subscribe();
         let mut place = None;
@@ -278,7 +278,7 @@ impl EmbeddedEngine {
                 None => None,
                 Some(owner) => match self.attempt(shard, &owner, &operation, cost).await? {
                     Ok(answer) => {
-                        let latency = self.clock.real().since(started);
+                        let latency = self.clock.monotonic().saturating_sub(started);
                         self.ledger.answered(shard, cost, operation.bytes_written(), latency);
                         return Ok(answer);
                     }

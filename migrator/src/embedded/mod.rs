@@ -22,6 +22,7 @@ mod backend;
 mod compare;
 mod engine;
 mod error;
+mod fence_end;
 mod keys;
 mod kv;
 mod kv_fjall;

@@ -1,10 +1,12 @@
 //! A node: shards on one store. It trusts nobody: every call tells the epoch that its caller believes in.
 
-use foreshard_domain::{Clock, Epoch, NodeId, ShardId};
+use foreshard_domain::{Clock, Epoch, NodeId, RealTime, ShardId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use super::apply::{Cell, Staged};
+use super::fence_end::FenceEnd;
 use super::keys::{self, Entry};
 use super::kv::{Keyspace, KvError, KvStore};
 use super::shard::{Refusal, ShardMeta};
@@ -100,9 +102,26 @@ pub struct Written {
 }
 
 #[derive(Debug, Default)]
+struct Held {
+    /// `None` if it has to be loaded.
+    cell: Option<Cell>,
+    /// Kept from a cell that was thrown away: what it tells is not in the store.
+    fence_end: Option<FenceEnd>,
+}
+
+impl Held {
+    /// Throws away what may differ from the store.
+    fn unload(&mut self) {
+        if let Some(cell) = self.cell.take() {
+            self.fence_end = cell.fence_end;
+        }
+    }
+}
+
+#[derive(Debug, Default)]
 struct Slot {
-    /// Held by whoever changes the shard; `None` if it has to be loaded.
-    cell: Mutex<Option<Cell>>,
+    /// Held by whoever changes the shard.
+    held: Mutex<Held>,
     /// In which epoch clients may read here, published so that readers need not wait for a writer's device.
     readable: RwLock<Option<Epoch>>,
 }
@@ -123,6 +142,8 @@ pub struct EmbeddedNode {
     id: NodeId,
     pub(super) store: Arc<dyn KvStore>,
     clock: Arc<dyn Clock>,
+    /// When it started, on its monotonic clock.
+    started: Duration,
     window: u64,
     slots: RwLock<BTreeMap<ShardId, Arc<Slot>>>,
 }
@@ -137,7 +158,8 @@ impl EmbeddedNode {
     /// A node on a store. The last `write_id_window` writes of each shard are recognised when they are repeated (at least
     /// one); it must be the same on all nodes between which shards move.
     pub fn new(id: NodeId, store: Arc<dyn KvStore>, clock: Arc<dyn Clock>, write_id_window: u64) -> Self {
-        Self { id, store, clock, window: write_id_window.max(1), slots: RwLock::default() }
+        let started = clock.monotonic();
+        Self { id, store, clock, started, window: write_id_window.max(1), slots: RwLock::default() }
     }
 
     /// Its name.
@@ -177,7 +199,7 @@ impl EmbeddedNode {
                 return Ok(Written { position, repeated: true });
             }
             // Read under the shard's lock: whoever seals this fence waits for the same lock.
-            let opened = meta.admit_write(epoch, self.clock.real())?;
+            let opened = meta.admit_write(epoch, self.now(cell)).map_err(|refusal| self.refused(cell, refusal))?;
             let position = Position(cell.position.0.saturating_add(1));
             let entry = Entry { position, write_id, key: key.to_vec(), value: value.map(<[u8]>::to_vec) };
             let mut staged = self.staged(shard, cell);
@@ -248,8 +270,21 @@ impl EmbeddedNode {
         self.with_cell(shard, |cell| Ok(cell.meta.clone().map(|meta| (meta, cell.position))))
     }
 
-    pub(super) fn now(&self) -> foreshard_domain::RealTime {
-        self.clock.real()
+    /// The time by which decisions about a shard are made.
+    pub(super) fn now(&self, cell: &Cell) -> RealTime {
+        cell.fence_end.map_or_else(|| self.clock.real(), |end| end.now(self.clock.as_ref()))
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        self.clock.as_ref()
+    }
+
+    /// A refusal that tells when the fence will really be over.
+    fn refused(&self, cell: &Cell, refusal: Refusal) -> Refusal {
+        match (refusal, cell.fence_end) {
+            (Refusal::Fenced { by, .. }, Some(end)) => Refusal::Fenced { by, until: end.expected(self.clock()) },
+            (refusal, _) => refusal,
+        }
     }
 
     pub(super) fn staged<'a>(&'a self, shard: &'a ShardId, cell: &'a mut Cell) -> Staged<'a> {
@@ -276,20 +311,18 @@ impl EmbeddedNode {
         work: impl FnOnce(&mut Cell) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
         let slot = self.slot(shard);
-        let mut held = slot.cell.lock().unwrap_or_else(|poisoned| {
+        let mut held = slot.held.lock().unwrap_or_else(|poisoned| {
             // Whoever panicked may have staged what was never committed: only the store tells what is true.
-            slot.cell.clear_poison();
+            slot.held.clear_poison();
             slot.publish(None);
             let mut held = poisoned.into_inner();
-            *held = None;
+            held.unload();
             held
         });
-        let cell = match held.as_mut() {
+        let held = &mut *held;
+        let cell = match held.cell.as_mut() {
             Some(cell) => cell,
-            None => {
-                let snapshot = self.store.snapshot().map_err(|e| NodeError::store("reading the state of", shard, e))?;
-                held.insert(Cell::load(shard, snapshot.as_ref())?)
-            }
+            None => held.cell.insert(self.load(shard, held.fence_end)?),
         };
         let done = work(cell);
         let readable = cell.meta.as_ref().filter(|meta| meta.is_readable()).map(|meta| meta.epoch);
@@ -297,18 +330,20 @@ impl EmbeddedNode {
             Ok(_) | Err(NodeError::Refused(_) | NodeError::TooLong { .. }) => slot.publish(readable),
             Err(_) => {
                 slot.publish(None);
-                *held = None;
+                held.unload();
             }
         }
         done
     }
 
-    /// Forgets what is in memory about a shard.
-    pub(super) fn forget(&self, shard: &ShardId) {
-        let slot = self.slot(shard);
-        let mut held = slot.cell.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.publish(None);
-        *held = None;
+    fn load(&self, shard: &ShardId, known: Option<FenceEnd>) -> Result<Cell, NodeError> {
+        let snapshot = self.store.snapshot().map_err(|e| NodeError::store("reading the state of", shard, e))?;
+        let mut cell = Cell::load(shard, snapshot.as_ref())?;
+        cell.fence_end = cell.meta.as_ref().and_then(|meta| match known {
+            Some(known) if known.is_of(meta) => Some(known),
+            _ => FenceEnd::found(meta, self.clock(), self.started),
+        });
+        Ok(cell)
     }
 
     fn slot(&self, shard: &ShardId) -> Arc<Slot> {

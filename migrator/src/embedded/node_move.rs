@@ -3,7 +3,8 @@
 use foreshard_domain::{Epoch, MigrationId, RealTime, ShardId};
 use std::sync::Arc;
 
-use super::apply::SCAN_ROWS;
+use super::apply::{Cell, SCAN_ROWS};
+use super::fence_end::FenceEnd;
 use super::keys::{self, Entry};
 use super::kv::{Batch, Keyspace, KvSnapshot, Pairs};
 use super::node::{EmbeddedNode, NodeError};
@@ -252,10 +253,14 @@ impl EmbeddedNode {
         deadline: RealTime,
     ) -> Result<Position, NodeError> {
         self.with_shard(shard, |cell, meta| {
-            let next = meta.fence(migration, epoch, deadline, self.now(), cell.position)?;
+            // The new deadline was chosen by the wall clock, the end of another fence is told by both.
+            let meta = meta.without_ended_fence(self.now(cell));
+            let next = meta.fence(migration, epoch, deadline, self.clock().real(), cell.position)?;
+            let fence_end = FenceEnd::begin(&next, self.clock());
             let mut staged = self.staged(shard, cell);
             staged.meta(next)?;
             staged.commit()?;
+            cell.fence_end = fence_end;
             Ok(cell.position)
         })
     }
@@ -273,7 +278,12 @@ impl EmbeddedNode {
         epoch: Epoch,
         proven: Position,
     ) -> Result<(), NodeError> {
-        self.change(shard, |meta, at| meta.seal(migration, epoch, proven, self.now(), at))
+        self.with_shard(shard, |cell, meta| {
+            let Some(next) = meta.seal(migration, epoch, proven, self.now(cell), cell.position)? else { return Ok(()) };
+            let mut staged = self.staged(shard, cell);
+            staged.meta(next)?;
+            staged.commit()
+        })
     }
 
     /// Makes a filled copy the owner.
@@ -288,8 +298,13 @@ impl EmbeddedNode {
     }
 
     /// What the node says of a shard that it owns or owned.
-    pub(super) fn source_state(&self, shard: &ShardId) -> Result<SourceState, NodeError> {
-        self.with_shard(shard, |_, meta| Ok(meta.source_state(self.now())?))
+    pub(super) fn source_state(
+        &self,
+        shard: &ShardId,
+        migration: &MigrationId,
+        epoch: Epoch,
+    ) -> Result<SourceState, NodeError> {
+        self.with_shard(shard, |cell, meta| Ok(meta.source_state(migration, epoch, self.now(cell))?))
     }
 
     /// The shard's position and the state of the store at exactly that position.
@@ -317,11 +332,18 @@ impl EmbeddedNode {
                 return Ok(Left::More);
             }
         }
-        let mut batch = Batch::new();
-        batch.remove(Keyspace::Meta, keys::first(shard));
-        let removed = self.store.commit(batch).map_err(|source| NodeError::store("removing", shard, source));
-        self.forget(shard);
-        removed.map(|()| Left::Nothing)
+        self.with_cell(shard, |cell| {
+            let ours =
+                |meta: &ShardMeta| matches!(&meta.state, ShardState::Purging { migration: by } if by == migration);
+            // If it is not, somebody else has ended this removal, and what is here now is another's.
+            if cell.meta.as_ref().is_some_and(ours) {
+                let mut batch = Batch::new();
+                batch.remove(Keyspace::Meta, keys::first(shard));
+                self.store.commit(batch).map_err(|source| NodeError::store("removing", shard, source))?;
+                *cell = Cell::default();
+            }
+            Ok(Left::Nothing)
+        })
     }
 
     /// Writes a probe of the way back.
@@ -396,4 +418,73 @@ pub(super) fn read_write_ids(
         .map(|(key, value)| Some((keys::position_of(shard, key)?, keys::write_id_of(value)?)))
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| NodeError::corrupt(shard, Keyspace::WriteIds))
+}
+
+#[cfg(test)]
+mod tests {
+    use foreshard_domain::{ManualClock, NodeId, RealTime, Timestamp};
+    use std::sync::{Mutex, OnceLock};
+
+    use super::super::kv::{KvError, KvStore};
+    use super::super::kv_memory::MemoryStore;
+    use super::*;
+
+    type Hook = Box<dyn FnOnce() + Send>;
+
+    /// Calls the hook in its first commit that removes rows.
+    #[derive(Default)]
+    struct Hooked {
+        store: MemoryStore,
+        hook: Mutex<Option<Hook>>,
+    }
+
+    impl KvStore for Hooked {
+        fn get(&self, keyspace: Keyspace, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+            self.store.get(keyspace, key)
+        }
+
+        fn snapshot(&self) -> Result<Box<dyn KvSnapshot>, KvError> {
+            self.store.snapshot()
+        }
+
+        fn commit(&self, batch: Batch) -> Result<(), KvError> {
+            let rows = |change: &super::super::kv::Change| {
+                matches!(change, super::super::kv::Change::Remove(Keyspace::Rows, _))
+            };
+            let due = batch.changes.iter().any(rows).then(|| self.hook.lock().unwrap().take()).flatten();
+            if let Some(hook) = due {
+                hook();
+            }
+            self.store.commit(batch)
+        }
+
+        fn waits_for_device(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn m5_a_removal_that_was_overtaken_takes_nothing_of_the_next_migration() {
+        let (shard, first, second) =
+            (ShardId::new("s").unwrap(), MigrationId::new("m1").unwrap(), MigrationId::new("m2").unwrap());
+        let store = Arc::new(Hooked::default());
+        let clock = Arc::new(ManualClock::new(Timestamp::default(), RealTime::default()));
+        let node = Arc::new(EmbeddedNode::new(NodeId::new("n").unwrap(), store.clone(), clock, 8));
+        node.prepare_import(&shard, &first, Epoch(1)).unwrap();
+        node.begin_copy(&shard, &first, Position(0)).unwrap();
+        node.fill(&shard, &first, &vec![(b"k".to_vec(), b"v".to_vec())], &[]).unwrap();
+        let overtakes: Arc<OnceLock<()>> = Arc::default();
+        let (again, done) = (Arc::clone(&node), Arc::clone(&overtakes));
+        let (s, m1, m2) = (shard.clone(), first.clone(), second.clone());
+        *store.hook.lock().unwrap() = Some(Box::new(move || {
+            assert_eq!(again.purge(&s, &m1, Removable::Import, &mut 100).unwrap(), Left::Nothing);
+            again.prepare_import(&s, &m2, Epoch(1)).unwrap();
+            done.set(()).unwrap();
+        }));
+        assert_eq!(node.purge(&shard, &first, Removable::Import, &mut 100).unwrap(), Left::Nothing);
+        assert!(overtakes.get().is_some());
+        let importing = ShardState::Importing { migration: second, copy_from: None };
+        assert_eq!(node.status(&shard).unwrap().unwrap().0.state, importing);
+        assert_eq!(node.shards().unwrap()[&shard].state, importing, "in the store as well");
+    }
 }

@@ -21,7 +21,8 @@ pub struct NodeService {
     /// Units per real millisecond; `None` for no limit.
     per_ms: Option<f64>,
     longest_wait: Duration,
-    /// When all work taken so far will be done, in real milliseconds.
+    /// When all work taken so far will be done, in milliseconds of monotonic time: a wall clock that is set back must not make
+    /// the queue look longer than it is.
     busy_until_ms: Mutex<f64>,
 }
 
@@ -61,7 +62,7 @@ impl NodeService {
     fn take(&self, cost: f64, limit: Option<Duration>) -> Result<Duration, Overloaded> {
         let Some(per_ms) = self.per_ms else { return Ok(Duration::ZERO) };
         let cost = if cost.is_finite() { cost.max(0.0) } else { 0.0 };
-        let now = self.clock.real().as_ms() as f64;
+        let now = self.clock.monotonic().as_secs_f64() * 1000.0;
         let mut busy_until = self.busy_until_ms.lock().unwrap_or_else(PoisonError::into_inner);
         let begin = busy_until.max(now);
         let backlog = Duration::from_secs_f64(((begin - now) / 1000.0).clamp(0.0, 1e9));
@@ -94,6 +95,18 @@ mod tests {
         assert_eq!(service.backlog(), Duration::from_millis(100));
         clock.advance_ms(400);
         assert_eq!(service.backlog(), Duration::ZERO, "capacity that nobody used is gone");
+    }
+
+    #[test]
+    fn a_clock_set_back_lengthens_no_queue() {
+        let (clock, service) = service(1000.0);
+        clock.advance_ms(5000);
+        service.charge(300.0);
+        clock.set_real(RealTime::from_ms(0));
+        clock.advance_ms(100);
+        assert_eq!(service.backlog().as_millis(), 200);
+        clock.set_real(RealTime::from_ms(9_000_000));
+        assert_eq!(service.backlog().as_millis(), 200, "nor does one set forward shorten it");
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub enum ShardState {
         deadline: RealTime,
         /// The position at which writes stopped.
         at: Position,
+        /// How long it was to last when it began, real milliseconds; unknown in rows of older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lasts_ms: Option<u64>,
     },
     /// Closed for good in this epoch; its rows are kept and may follow the new owner's, for the way back.
     Sealed {
@@ -179,6 +182,14 @@ impl ShardMeta {
         }
     }
 
+    /// The same with a fence that has ended taken away.
+    pub(super) fn without_ended_fence(self, now: RealTime) -> Self {
+        match &self.state {
+            ShardState::Fenced { .. } if !self.state.is_fenced(now) => Self { state: ShardState::Open, ..self },
+            _ => self,
+        }
+    }
+
     /// Fences the shard at `position`. Fencing again moves the deadline.
     pub(super) fn fence(
         &self,
@@ -198,7 +209,8 @@ impl ShardMeta {
         if deadline <= now {
             return self.state_error("the deadline of the fence has passed already; choose a later one");
         }
-        let state = ShardState::Fenced { migration: migration.clone(), deadline, at: position };
+        let lasts_ms = u64::try_from(deadline.since(now).as_millis()).ok();
+        let state = ShardState::Fenced { migration: migration.clone(), deadline, at: position, lasts_ms };
         Ok(Self { state, position, ..self.clone() })
     }
 
@@ -228,7 +240,7 @@ impl ShardMeta {
         self.same_epoch(epoch)?;
         match &self.state {
             ShardState::Sealed { migration: by } if by == migration => Ok(None),
-            ShardState::Fenced { migration: by, deadline, at } if by == migration => {
+            ShardState::Fenced { migration: by, deadline, at, .. } if by == migration => {
                 if now >= *deadline {
                     return self.state_error("the deadline of the fence has passed; fence again");
                 }
@@ -311,12 +323,23 @@ impl ShardMeta {
     }
 
     /// What the driver is told.
-    pub(super) fn source_state(&self, now: RealTime) -> Result<SourceState, Refusal> {
+    pub(super) fn source_state(
+        &self,
+        migration: &MigrationId,
+        epoch: Epoch,
+        now: RealTime,
+    ) -> Result<SourceState, Refusal> {
         match &self.state {
             ShardState::Open => Ok(SourceState::Open),
             ShardState::Fenced { .. } if self.state.is_fenced(now) => Ok(SourceState::Fenced),
             ShardState::Fenced { .. } => Ok(SourceState::Open),
-            ShardState::Sealed { .. } | ShardState::Purging { .. } => Ok(SourceState::Sealed),
+            ShardState::Sealed { migration: by } | ShardState::Purging { migration: by } => {
+                self.same_epoch(epoch)?;
+                if by == migration {
+                    return Ok(SourceState::Sealed);
+                }
+                self.state_error(format!("it was closed by migration {by}, not by {migration}"))
+            }
             ShardState::Importing { .. } => self.state_error("it was never the owner"),
         }
     }
@@ -347,7 +370,7 @@ mod tests {
     }
 
     fn fenced() -> ShardMeta {
-        in_state(ShardState::Fenced { migration: m("m"), deadline: LATER, at: Position(5) })
+        in_state(ShardState::Fenced { migration: m("m"), deadline: LATER, at: Position(5), lasts_ms: Some(1000) })
     }
 
     fn all() -> Vec<ShardMeta> {
@@ -375,7 +398,7 @@ mod tests {
         assert!(fenced().admit_write(Epoch(3), RealTime::from_ms(1999)).is_err());
         let opened = fenced().admit_write(Epoch(3), LATER).unwrap().expect("the state changes with the write");
         assert!(opened.seal(&m("m"), Epoch(3), Position(5), NOW, Position(5)).is_err(), "with the clock set back");
-        assert_eq!(opened.source_state(NOW).unwrap(), SourceState::Open);
+        assert_eq!(opened.source_state(&m("m"), Epoch(3), NOW).unwrap(), SourceState::Open);
     }
 
     #[test]
@@ -402,6 +425,13 @@ mod tests {
     }
 
     #[test]
+    fn m2_only_its_own_seal_tells_a_migration_to_go_forward() {
+        let says = |by: &str, epoch| all()[2].source_state(&m(by), Epoch(epoch), NOW);
+        assert_eq!(says("m", 3), Ok(SourceState::Sealed));
+        assert!(says("other", 3).is_err() && says("m", 2).is_err());
+    }
+
+    #[test]
     fn m5_nothing_but_the_right_copy_is_removed() {
         let removable = |by: &str, only| all().iter().map(|meta| meta.purge(&m(by), only).is_ok()).collect::<Vec<_>>();
         assert_eq!(removable("m", Removable::Import), [false, false, false, true, true]);
@@ -422,10 +452,11 @@ mod tests {
 
     #[test]
     fn the_meta_row_is_stable_and_strict() {
-        let text =
-            r#"{"epoch":3,"state":{"fenced":{"migration":"m","deadline":2000,"at":5}},"position":5,"captures":{}}"#;
+        let text = r#"{"epoch":3,"state":{"fenced":{"migration":"m","deadline":2000,"at":5,"lasts_ms":1000}},"position":5,"captures":{}}"#;
         assert_eq!(serde_json::from_str::<ShardMeta>(text).unwrap(), fenced());
         assert_eq!(serde_json::to_string(&fenced()).unwrap(), text);
+        let old = serde_json::from_str::<ShardMeta>(&text.replace(r#","lasts_ms":1000"#, "")).unwrap();
+        assert!(matches!(old.state, ShardState::Fenced { lasts_ms: None, .. }));
         assert!(serde_json::from_str::<ShardMeta>(&text.replace("captures", "unknown")).is_err());
     }
 }

@@ -70,9 +70,9 @@ impl EmbeddedBackend {
 
     /// Takes the probes of the way back away, wherever they are.
     async fn remove_probes(&self, doing: &str, spec: &MoveSpec, ends: &Ends<'_>) -> Result<(), BackendError> {
-        for member in [ends.target, ends.source] {
+        for end in [&ends.target, &ends.source] {
             let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
-            let removed = member.call(move |node| node.remove_probe(&shard, &migration)).await;
+            let removed = end.call(move |node| node.remove_probe(&shard, &migration)).await;
             removed.map_err(|error| failed(doing, error, false))?;
         }
         Ok(())
@@ -118,8 +118,7 @@ impl Backend for EmbeddedBackend {
 
     async fn prepare(&self, spec: &MoveSpec) -> Result<(), BackendError> {
         let doing = "preparing the move";
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let fail = |error| failed(doing, error, false);
         let (shard, migration, epoch) = (spec.shard.clone(), spec.migration.clone(), spec.epoch);
         ends.target.call(move |node| node.prepare_import(&shard, &migration, epoch)).await.map_err(fail)?;
@@ -134,8 +133,7 @@ impl Backend for EmbeddedBackend {
             Some(Some(cursor)) => Some(cursor),
             Some(None) => return Err(permanent(doing, format!("{cursor:?} is no place from which to go on"))),
         };
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let fail = |error| failed(doing, error, false);
         let at = source_position(spec, &ends).await.map_err(fail)?;
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
@@ -150,7 +148,7 @@ impl Backend for EmbeddedBackend {
             doing: "waiting for the copy's rate limit".to_owned(),
             source: Box::new(source),
         })?;
-        for member in [ends.source, ends.target] {
+        for member in [ends.source.member, ends.target.member] {
             let (service, io) = (mib * self.settings.service_per_mib, mib * self.settings.io_per_mib);
             self.work(member, service, io, true).await?;
         }
@@ -166,27 +164,24 @@ impl Backend for EmbeddedBackend {
 
     async fn catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError> {
         let doing = "catching up";
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let (applied, newest) =
-            self.apply_batch(doing, spec, ends.source, ends.target, Position(u64::MAX), true).await?;
+            self.apply_batch(doing, spec, &ends.source, &ends.target, Position(u64::MAX), true).await?;
         Ok(Lag { changes: newest.0.saturating_sub(applied.0), applied })
     }
 
     async fn verify(&self, spec: &MoveSpec, so_far: Option<&Verification>) -> Result<Verification, BackendError> {
         let doing = "verifying";
-        let _turn = self.turn(&spec.shard).await;
+        let ends = self.hold(doing, spec).await?;
         if spec.way == Way::Back {
             self.going_back().insert(spec.shard.clone());
         }
-        let ends = self.ends(doing, spec)?;
         self.compare_piece(doing, spec, &ends, so_far).await
     }
 
     async fn try_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
         let doing = "trying the way back";
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let fail = |error| failed(doing, error, false);
         let says = format!("{} from {} to {}", spec.migration, spec.target, spec.source).into_bytes();
         let (shard, migration, probe) = (spec.shard.clone(), spec.migration.clone(), says.clone());
@@ -207,7 +202,7 @@ impl Backend for EmbeddedBackend {
 
     async fn fence(&self, spec: &MoveSpec, deadline: RealTime) -> Result<Position, BackendError> {
         let doing = "fencing";
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let (shard, migration, epoch) = (spec.shard.clone(), spec.migration.clone(), spec.epoch);
         let fenced = ends.source.call(move |node| node.fence(&shard, &migration, epoch, deadline)).await;
         fenced.map_err(|error| failed(doing, error, true))
@@ -215,7 +210,7 @@ impl Backend for EmbeddedBackend {
 
     async fn unfence(&self, spec: &MoveSpec) -> Result<(), BackendError> {
         let doing = "lifting the fence";
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
         let lifted = ends.source.call(move |node| node.unfence(&shard, &migration)).await;
         lifted.map_err(|error| failed(doing, error, true))?;
@@ -226,15 +221,14 @@ impl Backend for EmbeddedBackend {
 
     async fn prove(&self, spec: &MoveSpec, fence_at: Position, verified: &Verification) -> Result<Proof, BackendError> {
         let doing = "proving";
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         if !verified.differing.is_empty() || verified.next.is_some() {
             let found = verified.differing.join(", ");
             return Err(permanent(doing, format!("the verification is not complete or found differences: {found}")));
         }
         // Clients wait behind the fence: this work takes capacity, but no turn.
         let applied = self.apply_to(doing, spec, &ends, fence_at, false).await?;
-        let source = snapshot(doing, spec, ends.source, fence_at).await?;
+        let source = snapshot(doing, spec, &ends.source, fence_at).await?;
         let pair = Pair::new(doing, spec, &ends, (fence_at, source), false).await?;
         let after = verified.up_to;
         let verification = if after <= fence_at && self.is_logged(&pair, after).await? {
@@ -251,7 +245,7 @@ impl Backend for EmbeddedBackend {
 
     async fn seal(&self, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError> {
         let doing = "sealing";
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let compared = proof.verification.differing.is_empty() && proof.verification.next.is_none();
         if !compared || proof.applied < proof.fence_at {
             let why = format!(
@@ -270,15 +264,16 @@ impl Backend for EmbeddedBackend {
 
     async fn source_state(&self, spec: &MoveSpec) -> Result<SourceState, BackendError> {
         let doing = "asking the source for its state";
-        let shard = spec.shard.clone();
-        let state = self.end(doing, &spec.source)?.call(move |node| node.source_state(&shard)).await;
+        let (shard, migration, epoch) = (spec.shard.clone(), spec.migration.clone(), spec.epoch);
+        // What it says must not be changed afterwards by a call that was given up.
+        let ends = self.hold(doing, spec).await?;
+        let state = ends.source.call(move |node| node.source_state(&shard, &migration, epoch)).await;
         state.map_err(|error| failed(doing, error, false))
     }
 
     async fn open_target(&self, spec: &MoveSpec, epoch: Epoch) -> Result<(), BackendError> {
         let doing = "opening the target";
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let sealed_at = self.sealed_at(doing, spec, &ends).await?;
         let (shard, migration, way) = (spec.shard.clone(), spec.migration.clone(), spec.way);
         let opened = ends
@@ -300,17 +295,16 @@ impl Backend for EmbeddedBackend {
 
     async fn route(&self, shard: &ShardId, owner: &NodeId, epoch: Epoch) -> Result<(), BackendError> {
         let doing = "sending clients to the owner";
-        self.end(doing, owner)?;
+        self.member(doing, owner)?;
         let routed = self.engine.router().set(shard, owner, epoch);
         routed.map_err(|error| BackendError::Fenced { doing: doing.to_owned(), why: error.to_string() })
     }
 
     async fn reverse_catch_up(&self, spec: &MoveSpec) -> Result<Lag, BackendError> {
         let doing = "carrying changes back";
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let (applied, newest) =
-            self.apply_batch(doing, spec, ends.target, ends.source, Position(u64::MAX), true).await?;
+            self.apply_batch(doing, spec, &ends.target, &ends.source, Position(u64::MAX), true).await?;
         // A rollback compares what has changed since its verification, and needs the log for that.
         if self.going_back().contains(&spec.shard) {
             return Ok(Lag { changes: newest.0.saturating_sub(applied.0), applied });
@@ -325,8 +319,7 @@ impl Backend for EmbeddedBackend {
 
     async fn undo(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         let doing = "undoing the move";
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let fail = |error| failed(doing, error, false);
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
         let mut piece = self.settings.remove_rows.max(1);
@@ -361,8 +354,7 @@ impl Backend for EmbeddedBackend {
 
     async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         let doing = "finishing the move";
-        let _turn = self.turn(&spec.shard).await;
-        let ends = self.ends(doing, spec)?;
+        let ends = self.hold(doing, spec).await?;
         let fail = |error| failed(doing, error, false);
         let (shard, migration) = (spec.shard.clone(), spec.migration.clone());
         let target = ends.target.call(move |node| node.status(&shard)).await.map_err(fail)?;

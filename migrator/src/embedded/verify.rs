@@ -75,7 +75,7 @@ impl<'a> Pair<'a> {
         (at, source): (Position, Arc<dyn KvSnapshot>),
         wait: bool,
     ) -> Result<Self, BackendError> {
-        Ok(Self { doing, spec, ends, source, target: snapshot(doing, spec, ends.target, at).await?, at, wait })
+        Ok(Self { doing, spec, ends, source, target: snapshot(doing, spec, &ends.target, at).await?, at, wait })
     }
 
     /// Compares something on a thread that may wait for a device.
@@ -233,7 +233,7 @@ impl EmbeddedBackend {
     /// What comparing takes from both nodes.
     async fn charge(&self, pair: &Pair<'_>, compared: &Compared) -> Result<(), BackendError> {
         let mib = compared.bytes as f64 / MIB / 2.0;
-        for member in [pair.ends.source, pair.ends.target] {
+        for member in [pair.ends.source.member, pair.ends.target.member] {
             self.work(member, mib * self.settings.service_per_mib, mib * self.settings.io_per_mib, pair.wait).await?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! PostgreSQL as a [`crate::Backend`]: sessions, leader terms, and what is kept in memory of the moves under way.
 
-use foreshard_domain::{Clock, LeaderTerm, MigrationId, NodeId};
+use foreshard_domain::{Clock, LeaderTerm, MigrationId, NodeId, ShardId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +23,8 @@ pub struct PostgresBackend {
     pub(super) clock: Arc<dyn Clock>,
     charge: Mutex<Charge>,
     live: Mutex<BTreeMap<MigrationId, Arc<tokio::sync::Mutex<Live>>>>,
+    /// What the route of a shard that has just been opened needs, by shard.
+    pub(super) ready: tokio::sync::Mutex<BTreeMap<ShardId, Ready>>,
     pub(super) observer: Observer,
     /// Sessions in the servers' maintenance databases, to observe by.
     pub(super) looking: tokio::sync::Mutex<BTreeMap<NodeId, Arc<Session>>>,
@@ -68,6 +70,13 @@ impl std::fmt::Debug for PostgresBackend {
     }
 }
 
+/// Connections for the route of a shard that has just been opened.
+pub(super) struct Ready {
+    pub owner: NodeId,
+    pub session: Arc<Session>,
+    pub consoles: Vec<Console>,
+}
+
 /// A settled "no" of this backend.
 pub(super) fn permanent(doing: &str, why: impl Into<String>) -> BackendError {
     BackendError::Permanent { doing: doing.to_owned(), why: why.into() }
@@ -87,6 +96,7 @@ impl PostgresBackend {
             clock,
             charge: Mutex::default(),
             live: Mutex::default(),
+            ready: tokio::sync::Mutex::default(),
             observer,
             looking: tokio::sync::Mutex::default(),
         }

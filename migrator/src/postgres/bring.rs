@@ -272,6 +272,7 @@ impl PostgresBackend {
         let mut opening = schema::held::enabling(source).await?;
         opening.extend(schema::database::Opening::read(source).await?.statements(spec.shard.as_str()));
         guard::note_opening(target, &opening, &["SELECT 1".to_owned()]).await?;
+        self.carry_identity(source, target).await?;
         target.run_within(Duration::from_secs(3600), "gathering statistics", "ANALYZE").await?;
         guard::guard_schema(target, &names).await?;
         guard::guard_tables(target, self.settings.lock_timeout).await?;
@@ -281,6 +282,18 @@ impl PostgresBackend {
         replication::make_slot(target, &back).await?;
         let connection = self.peer(&spec.target, spec.shard.as_str())?;
         replication::subscribe(source, &Feed { name: &back, connection: &connection, publication: &publication }).await
+    }
+
+    /// The dump carries identities that were changed for the move: the target takes them back when the move is finished.
+    async fn carry_identity(&self, source: &Session, target: &Session) -> Result<(), BackendError> {
+        for row in
+            source.query("reading changed identities", &format!("SELECT relation FROM {SCHEMA}.identity"), &[]).await?
+        {
+            let relation: String = get(&row, 0)?;
+            let sql = format!("INSERT INTO {SCHEMA}.identity VALUES ({}) ON CONFLICT DO NOTHING", literal(&relation));
+            target.run("noting a changed identity", &sql).await?;
+        }
+        Ok(())
     }
 
     /// The schema as the source has it, dumped once by this process: it cannot change while the guard stands.

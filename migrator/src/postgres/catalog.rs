@@ -52,16 +52,6 @@ impl Table {
     pub fn column_list(&self) -> String {
         list(&self.columns)
     }
-
-    /// The columns of the key, or all that can stand for it, as a list of SQL identifiers.
-    pub fn key_list(&self) -> String {
-        list(self.identifying())
-    }
-
-    /// The columns that identify a row: the key, or all columns.
-    pub fn identifying(&self) -> &[Column] {
-        if self.key.is_empty() { &self.columns } else { &self.key }
-    }
 }
 
 fn list(columns: &[Column]) -> String {
@@ -108,16 +98,6 @@ fn table(row: &Row) -> Result<Table, BackendError> {
     })
 }
 
-/// Every relation that a write statement can name: tables, partitioned tables and their leaves, as SQL names.
-pub(crate) async fn writable(session: &Session) -> Result<Vec<String>, BackendError> {
-    let sql = format!(
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {NOT_SYSTEM} ORDER BY 1, 2"
-    );
-    let rows = session.query("reading the names of tables", &sql, &[]).await?;
-    rows.iter().map(|row| Ok(qualified(get(row, 0)?, get(row, 1)?))).collect()
-}
-
 /// A sequence and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sequence {
@@ -139,13 +119,6 @@ pub(crate) async fn sequences(session: &Session) -> Result<Vec<Sequence>, Backen
 pub(crate) async fn has_database(session: &Session, database: &str) -> Result<bool, BackendError> {
     let sql = "SELECT 1 FROM pg_database WHERE datname = $1";
     Ok(session.maybe("looking for the database", sql, &[(&database, Type::TEXT)]).await?.is_some())
-}
-
-/// Bytes of the whole database.
-pub(crate) async fn database_bytes(session: &Session, database: &str) -> Result<u64, BackendError> {
-    let sql = "SELECT pg_database_size($1::text)";
-    let row = session.one("measuring the database", sql, &[(&database, Type::TEXT)]).await?;
-    Ok(u64::try_from(get::<i64>(&row, 0)?).unwrap_or(0))
 }
 
 /// Whether the shard's database has the move's own schema.

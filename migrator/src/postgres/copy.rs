@@ -149,6 +149,7 @@ impl SnapshotCopy {
     }
 
     /// Sets the most bytes per second; no limit if `None`. Holds from the next chunk on.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for a pace that follows the clients' latency"))]
     pub fn set_pace(&self, bytes_per_s: Option<f64>) {
         self.pace.set(bytes_per_s);
     }

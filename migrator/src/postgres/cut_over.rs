@@ -3,10 +3,11 @@
 
 use foreshard_domain::{Epoch, NodeId, RealTime, ShardId};
 use futures::future::{join_all, try_join_all};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_postgres::types::Type;
 
-use super::backend::{Live, PostgresBackend, fenced, permanent};
+use super::backend::{Live, PostgresBackend, Ready, fenced, permanent};
 use super::names::Names;
 use super::pooler::{Console, Route, write_route};
 use super::session::Session;
@@ -143,12 +144,17 @@ impl PostgresBackend {
         }
         told.map_err(|e| verify::failed("following changes", e))?;
         carried?;
-        if spec.way == Way::There {
-            let back = Names::new(&spec.migration).subscription(Way::Back);
-            replication::begin_here(&ends.source, &ends.target, &back, &spec.source).await?;
-        }
         comparing.absorb()?;
-        let found = comparing.comparison.finish_in_fence(ends.sides(), fence_at).await?;
+        let back = Names::new(&spec.migration).subscription(Way::Back);
+        let begins = async {
+            match spec.way {
+                Way::There => replication::begin_here(&ends.source, &ends.target, &back, &spec.source).await,
+                Way::Back => Ok(()),
+            }
+        };
+        let (begins, found) = tokio::join!(begins, comparing.comparison.finish_in_fence(ends.sides(), fence_at));
+        begins?;
+        let found = found?;
         let verification = Verification {
             ranges: verified.ranges.saturating_add(found.ranges),
             rows: verified.rows.saturating_add(found.rows),
@@ -195,14 +201,22 @@ impl PostgresBackend {
         epoch: Epoch,
     ) -> Result<(), BackendError> {
         let target = live.session(self, spec, &spec.target).await?;
-        guard::open(&target, spec, epoch).await
+        guard::open(&target, spec, epoch).await?;
+        // Clients wait for the route: what it needs is connected already.
+        let ready = Ready { owner: spec.target.clone(), session: target, consoles: std::mem::take(&mut live.consoles) };
+        self.ready.lock().await.insert(spec.shard.clone(), ready);
+        Ok(())
     }
 
     /// Sends clients to the owner: every pooler's file, then reload and resume. All poolers are tried before the first error
     /// is told, so that one that is away holds up nobody else.
     pub(super) async fn send_clients(&self, shard: &ShardId, owner: &NodeId, epoch: Epoch) -> Result<(), BackendError> {
         let doing = "sending clients to the new owner";
-        let session = self.session(owner, shard.as_str(), "foreshard route").await?;
+        let ready = self.ready.lock().await.remove(shard).filter(|ready| ready.owner == *owner);
+        let (session, consoles) = match ready {
+            Some(ready) if !ready.session.is_closed() => (ready.session, ready.consoles),
+            _ => (Arc::new(self.session(owner, shard.as_str(), "foreshard route").await?), Vec::new()),
+        };
         match guard::control(&session).await? {
             Some(c) if c.state == "open" && c.epoch == epoch => {}
             None if guard::known_epoch(&session).await?.is_none_or(|known| known <= epoch) => {}
@@ -218,7 +232,14 @@ impl PostgresBackend {
         let route = Route { database: shard.as_str(), host, port, epoch };
         let sent = join_all(self.settings.poolers.iter().map(|pooler| async {
             write_route(&pooler.routes, &route)?;
-            let console = Console::open(pooler).await?;
+            let opened;
+            let console = match consoles.iter().find(|c| c.name() == pooler.name && !c.is_closed()) {
+                Some(console) => console,
+                None => {
+                    opened = Console::open(pooler).await?;
+                    &opened
+                }
+            };
             console.reload().await?;
             console.resume(shard.as_str()).await
         }));

@@ -14,8 +14,6 @@ pub(crate) const PREFIX: &str = "fs_";
 pub(crate) const APPLICATION: &str = "foreshard fs_";
 /// What the login role of a leader term is called, followed by the term.
 pub(crate) const TERM_ROLE: &str = "foreshard_term_";
-/// The role that replicates for subscriptions; it outlives leader terms.
-pub(crate) const REPLICATION_ROLE: &str = "foreshard_replication";
 
 /// Names of one migration's objects; slots and publications of the way back differ from those of the way there.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -62,6 +62,10 @@ impl Console {
         Ok(Self { client, name: address.name.clone(), pump })
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
     }

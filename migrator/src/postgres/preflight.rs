@@ -13,8 +13,6 @@ use super::session::Session;
 use super::settings::PostgresSettings;
 use crate::BackendError;
 
-pub(crate) use judge::Needs;
-
 /// Something that stands in the way of a move, or that whoever starts it should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {

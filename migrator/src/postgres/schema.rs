@@ -12,6 +12,8 @@ pub(crate) mod programs;
 mod restore;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod throughput;
 mod toc;
 pub(crate) mod views;
 
@@ -79,7 +81,8 @@ impl Dump {
         let oids = oids(from.source).await?;
         let after = toc::staged(after, &oids);
         let before: Vec<Entry> = before.into_iter().filter(|e| !oids.dropped.contains(&e.object)).collect();
-        let objects: BTreeSet<Object> = before.iter().chain(&after).map(|e| e.object).filter(|o| o.oid != 0).collect();
+        let objects: BTreeSet<Object> =
+            before.iter().chain(&after).map(|e| e.object).filter(|o| o.class != 0 && o.oid != 0).collect();
         let identities = identities(from.source, &objects).await?;
         Ok(Self { programs, folder, before, after, identities })
     }
@@ -94,7 +97,7 @@ async fn oids(source: &Session) -> Result<Oids, BackendError> {
     let sql = "SELECT 'drop', tableoid::int8, oid::int8 FROM pg_trigger WHERE tgname = $1 \
          UNION ALL SELECT 'drop', tableoid::int8, oid::int8 FROM pg_event_trigger WHERE evtname LIKE 'fs\\_%' \
            AND evtfoid IN (SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = $2) \
-         UNION ALL SELECT 'drop', tableoid::int8, oid::int8 FROM pg_trigger WHERE tgenabled IN ('R', 'A') AND NOT tgisinternal \
+         UNION ALL SELECT 'held', tableoid::int8, oid::int8 FROM pg_trigger WHERE tgenabled IN ('R', 'A') AND NOT tgisinternal \
          UNION ALL SELECT 'key', 'pg_class'::regclass::int8, indexrelid::int8 FROM pg_index WHERE indisreplident \
          UNION ALL SELECT 'late', 'pg_class'::regclass::int8, i.indexrelid::int8 FROM pg_index i \
            JOIN pg_class c ON c.oid = i.indrelid WHERE c.relkind = 'm'";
@@ -104,6 +107,7 @@ async fn oids(source: &Session) -> Result<Oids, BackendError> {
         let object = Object { class: get(&row, 1)?, oid: get(&row, 2)? };
         match get::<&str>(&row, 0)? {
             "drop" => oids.dropped.insert(object),
+            "held" => oids.held.insert(object),
             "key" => oids.keys.insert(object),
             _ => oids.late.insert(object),
         };

@@ -32,6 +32,7 @@ fsync = off
 max_replication_slots = 60
 max_wal_senders = 60
 max_connections = 120
+max_prepared_transactions = 5
 shared_buffers = 16MB
 autovacuum = off
 ";

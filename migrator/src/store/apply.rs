@@ -34,21 +34,22 @@ fn apply_one(state: &mut State, change: &Change) -> Result<(), InvalidChange> {
         Change::PutMigration { record } => put_migration(state, record),
         Change::Journal { row } => {
             known_migration(state, &row.migration)?;
-            state.journal.entry(row.migration.clone()).or_default().push(row.clone());
+            let lines = Arc::make_mut(&mut state.journal).entry(row.migration.clone()).or_default();
+            Arc::make_mut(lines).push(row.clone());
             Ok(())
         }
         Change::SetOwner { shard, expected, owner } => set_owner(state, shard, expected.as_ref(), owner),
         Change::PutOverride { shard, owner } => {
-            state.overrides.insert(shard.clone(), owner.clone());
+            Arc::make_mut(&mut state.overrides).insert(shard.clone(), owner.clone());
             Ok(())
         }
         Change::RemoveOverride { shard } => {
-            state.overrides.remove(shard);
+            Arc::make_mut(&mut state.overrides).remove(shard);
             Ok(())
         }
         Change::PutObject { object } => put_object(state, object),
         Change::RemoveObject { name } => {
-            state.objects.remove(name);
+            Arc::make_mut(&mut state.objects).remove(name);
             Ok(())
         }
         Change::PutPlan { plan } => put_plan(state, plan),
@@ -81,7 +82,7 @@ fn put_migration(state: &mut State, record: &MigrationRecord) -> Result<(), Inva
             }
         }
     }
-    state.migrations.insert(record.id.clone(), record.clone());
+    Arc::make_mut(&mut state.migrations).insert(record.id.clone(), Arc::new(record.clone()));
     Ok(())
 }
 
@@ -127,7 +128,7 @@ fn set_owner(state: &mut State, shard: &ShardId, expected: Option<&Owner>, owner
             return Err(InvalidChange::NotSealed { shard: shard.clone(), node: owner.node.clone() });
         }
     }
-    state.owners.insert(shard.clone(), owner.clone());
+    Arc::make_mut(&mut state.owners).insert(shard.clone(), owner.clone());
     Ok(())
 }
 
@@ -142,7 +143,7 @@ fn put_object(state: &mut State, object: &ExternalObject) -> Result<(), InvalidC
             migration: object.migration.clone(),
         });
     }
-    state.objects.insert(object.name.clone(), object.clone());
+    Arc::make_mut(&mut state.objects).insert(object.name.clone(), object.clone());
     Ok(())
 }
 
@@ -153,7 +154,7 @@ fn put_plan(state: &mut State, plan: &Arc<Plan>) -> Result<(), InvalidChange> {
     if !survives_json(plan.as_ref()) {
         return Err(InvalidChange::NotFinite { what: "plan", name: plan.id.to_string() });
     }
-    state.plans.insert(plan.id.clone(), Arc::clone(plan));
+    Arc::make_mut(&mut state.plans).insert(plan.id.clone(), Arc::clone(plan));
     Ok(())
 }
 
@@ -177,8 +178,8 @@ fn forget_migration(state: &mut State, id: &MigrationId) -> Result<(), InvalidCh
     if state.migrations.get(id).is_some_and(|m| !m.state.is_terminal()) {
         return Err(InvalidChange::InUse { what: "migration", name: id.to_string(), why: "it has not ended" });
     }
-    state.migrations.remove(id);
-    state.journal.remove(id);
+    Arc::make_mut(&mut state.migrations).remove(id);
+    Arc::make_mut(&mut state.journal).remove(id);
     Ok(())
 }
 
@@ -188,7 +189,7 @@ fn forget_plan(state: &mut State, id: &PlanId) -> Result<(), InvalidChange> {
     } else if state.migrations.values().any(|m| m.plan == *id) {
         "a migration carries it out"
     } else {
-        state.plans.remove(id);
+        Arc::make_mut(&mut state.plans).remove(id);
         return Ok(());
     };
     Err(InvalidChange::InUse { what: "plan", name: id.to_string(), why })

@@ -20,7 +20,7 @@ pub use faulty::{FaultyStore, StoreFault};
 pub use memory::MemoryStore;
 pub use record::{ExternalObject, JournalRow, MigrationRecord, Progress};
 pub use redb_store::RedbStore;
-pub use state::{Change, InvalidChange, State};
+pub use state::{Change, InvalidChange, Shared, State};
 
 /// Why the state store did not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 use crate::transition::{MigrationState, Tenure};
-use crate::{MoveSpec, Way};
+use crate::{MoveSpec, Proof, Way};
 
 /// How far a migration has come, beside its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -64,6 +64,9 @@ pub struct MigrationRecord {
     pub fence_ms: u64,
     /// The same on the way back.
     pub fence_back_ms: u64,
+    /// The last proof with which the source's seal was asked for, in the owner change under way.
+    #[serde(default)]
+    pub proof: Option<Proof>,
     /// The last thing that went wrong.
     pub why: Option<String>,
 }

@@ -14,6 +14,7 @@ use foreshard_domain::MigrationId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::{Change, JournalRow, State};
 
@@ -109,7 +110,7 @@ fn write_journal(txn: &WriteTransaction, next: &State, changes: &[Change]) -> Re
         added.insert(id, usize::MAX);
     }
     for (id, count) in added {
-        let lines = next.journal.get(id).map_or(&[][..], Vec::as_slice);
+        let lines = next.journal.get(id).map_or(&[][..], |lines| lines.as_slice());
         let first = lines.len().saturating_sub(count);
         for (number, line) in lines.iter().enumerate().skip(first) {
             rows.insert((id.as_str(), number as u64), encode("journal", line)?.as_slice())?;
@@ -156,12 +157,12 @@ pub(super) fn load(txn: &ReadTransaction) -> Result<Option<State>, RowError> {
         revision: decode("meta", "revision", &text("revision")?)?,
         term: decode("meta", "term", &text("term")?)?,
         leader: decode("meta", "leader", &text("leader")?)?,
-        owners: load_table(txn, OWNERS)?,
-        overrides: load_table(txn, OVERRIDES)?,
-        migrations: load_table(txn, MIGRATIONS)?,
-        journal: load_journal(txn)?,
-        objects: load_table(txn, OBJECTS)?,
-        plans: load_table(txn, PLANS)?,
+        owners: Arc::new(load_table(txn, OWNERS)?),
+        overrides: Arc::new(load_table(txn, OVERRIDES)?),
+        migrations: Arc::new(load_table(txn, MIGRATIONS)?),
+        journal: Arc::new(load_journal(txn)?),
+        objects: Arc::new(load_table(txn, OBJECTS)?),
+        plans: Arc::new(load_table(txn, PLANS)?),
         plan_in_force: decode("meta", "plan_in_force", &text("plan_in_force")?)?,
     }))
 }
@@ -191,7 +192,7 @@ where
         .map_err(|e| RowError::Row { what: format!("key {key:?} of {what}"), source: Box::new(e) })
 }
 
-fn load_journal(txn: &ReadTransaction) -> Result<BTreeMap<MigrationId, Vec<JournalRow>>, RowError> {
+fn load_journal(txn: &ReadTransaction) -> Result<BTreeMap<MigrationId, Arc<Vec<JournalRow>>>, RowError> {
     let mut journal: BTreeMap<MigrationId, Vec<JournalRow>> = BTreeMap::new();
     for row in txn.open_table(JOURNAL)?.iter()? {
         let (key, value) = row?;
@@ -199,5 +200,5 @@ fn load_journal(txn: &ReadTransaction) -> Result<BTreeMap<MigrationId, Vec<Journ
         let line = decode("journal", id, value.value())?;
         journal.entry(load_key("journal", id)?).or_default().push(line);
     }
-    Ok(journal)
+    Ok(journal.into_iter().map(|(id, lines)| (id, Arc::new(lines))).collect())
 }

@@ -1,6 +1,8 @@
 //! Everything that must survive a crash of the controller, and the one place where it changes.
 
-use foreshard_domain::{Epoch, LeaderTerm, MigrationId, NodeId, Owner, Placement, PlanId, Revision, ShardId};
+use foreshard_domain::{
+    Epoch, LeaderTerm, MigrationId, NodeId, Owner, Placement, PlanId, Revision, ShardId, Timestamp,
+};
 use foreshard_policy::Plan;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -8,7 +10,11 @@ use std::sync::Arc;
 
 use super::{ExternalObject, JournalRow, MigrationRecord};
 
-/// What the state store holds.
+/// A part of the state that its copies share until one of them changes it.
+pub type Shared<K, V> = Arc<BTreeMap<K, V>>;
+
+/// What the state store holds. A copy is cheap: it shares everything, and a commit copies no more than the pointers of the
+/// parts that it changes, never the records and journals that it leaves alone.
 ///
 /// Durable because losing it could lose data: owners and epochs (who may write), migrations (what is half done), objects
 /// (what must be removed), plans (what was agreed). The journal is durable so that a person can see afterwards what happened.
@@ -21,17 +27,17 @@ pub struct State {
     /// Name of the controller of that term.
     pub leader: Option<String>,
     /// The shard map.
-    pub owners: BTreeMap<ShardId, Owner>,
+    pub owners: Shared<ShardId, Owner>,
     /// Shards that are where they are on purpose, not by the ring; each equals its row of the shard map.
-    pub overrides: BTreeMap<ShardId, Owner>,
+    pub overrides: Shared<ShardId, Owner>,
     /// All migrations that are not forgotten.
-    pub migrations: BTreeMap<MigrationId, MigrationRecord>,
+    pub migrations: Shared<MigrationId, Arc<MigrationRecord>>,
     /// What happened to them, oldest first.
-    pub journal: BTreeMap<MigrationId, Vec<JournalRow>>,
+    pub journal: Shared<MigrationId, Arc<Vec<JournalRow>>>,
     /// External objects that may exist (M6), by name.
-    pub objects: BTreeMap<String, ExternalObject>,
+    pub objects: Shared<String, ExternalObject>,
     /// Known plans.
-    pub plans: BTreeMap<PlanId, Arc<Plan>>,
+    pub plans: Shared<PlanId, Arc<Plan>>,
     /// The plan in force; the next one must have it as parent.
     pub plan_in_force: Option<PlanId>,
 }
@@ -44,7 +50,14 @@ impl State {
 
     /// The migration of a shard that has not ended, if there is one.
     pub fn active_migration(&self, shard: &ShardId) -> Option<&MigrationRecord> {
-        self.migrations.values().find(|m| m.shard() == shard && !m.state.is_terminal())
+        self.migrations.values().map(Arc::as_ref).find(|m| m.shard() == shard && !m.state.is_terminal())
+    }
+
+    /// Shards that cannot be moved although none of their moves is under way, because the way back of the last one is kept
+    /// (M5); with the end of that, or the end of all time where it is not known yet.
+    pub fn held_by_retention(&self) -> BTreeMap<ShardId, Timestamp> {
+        let held = self.migrations.values().filter(|m| !m.state.is_terminal() && m.owner().node != *m.source());
+        held.map(|m| (m.shard().clone(), m.state.kept_until().unwrap_or(Timestamp::from_ms(i64::MAX)))).collect()
     }
 
     /// The plans from the one in force back to the first that is still known.

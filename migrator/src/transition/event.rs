@@ -56,6 +56,11 @@ pub enum Event {
     },
     /// The source is closed for good.
     SourceSealed,
+    /// The source was found closed for good by an earlier seal of this migration whose answer was lost.
+    SealFound {
+        /// What entitled to that seal (M4).
+        proof: Proof,
+    },
     /// Owner and epoch have changed in the state store.
     OwnerSwitched {
         /// The new epoch.
@@ -116,6 +121,7 @@ impl Event {
             Self::Proved { .. } => "proved",
             Self::FenceLost { .. } => "fence_lost",
             Self::SourceSealed => "source_sealed",
+            Self::SealFound { .. } => "seal_found",
             Self::OwnerSwitched { .. } => "owner_switched",
             Self::TargetOpened => "target_opened",
             Self::Routed { .. } => "routed",

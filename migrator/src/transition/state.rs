@@ -425,6 +425,36 @@ impl MigrationState {
         }
     }
 
+    /// Until when the old copy is kept for the way back, model time, once that is known.
+    pub(crate) fn kept_until(&self) -> Option<Timestamp> {
+        match self {
+            Self::OpeningWayBack { until } | Self::Reversible { until } | Self::Releasing { until, .. } => Some(*until),
+            Self::CatchingUp { leg }
+            | Self::Verifying { leg, .. }
+            | Self::Nearing { leg, .. }
+            | Self::Fencing { leg, .. }
+            | Self::Proving { leg, .. }
+            | Self::Sealing { leg, .. } => match leg {
+                Leg::There { .. } => None,
+                Leg::Back { until, .. } => Some(*until),
+            },
+            Self::Paused { at } => at.kept_until(),
+            Self::Planned
+            | Self::Preparing { .. }
+            | Self::Copying { .. }
+            | Self::TryingWayBack { .. }
+            | Self::Sealed { .. }
+            | Self::Opening { .. }
+            | Self::Routing { .. }
+            | Self::Finishing { .. }
+            | Self::Undoing { .. }
+            | Self::Done
+            | Self::Cancelled
+            | Self::Failed { .. }
+            | Self::RolledBack => None,
+        }
+    }
+
     /// Who owns the shard in this state.
     pub(crate) fn tenure(&self) -> Tenure {
         match self {

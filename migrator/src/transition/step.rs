@@ -72,6 +72,14 @@ fn next(state: &MigrationState, event: &Event) -> Result<MigrationState, Illegal
             }
         }
         (S::Sealing { leg, .. }, E::SourceSealed) => S::Sealed { way: leg.way() },
+        (S::Fencing { leg, .. }, E::SealFound { proof }) if failure_of(proof).is_none() => S::Sealed { way: leg.way() },
+        (S::Proving { leg, fence_at, .. }, E::SealFound { proof })
+            if failure_of(proof).is_none() && proof.fence_at == *fence_at =>
+        {
+            S::Sealed { way: leg.way() }
+        }
+        (S::Undoing { .. }, E::SealFound { proof }) if failure_of(proof).is_none() => S::Sealed { way: Way::There },
+        (S::Releasing { .. }, E::SealFound { proof }) if failure_of(proof).is_none() => S::Sealed { way: Way::Back },
         (S::Sealed { way }, E::OwnerSwitched { epoch }) => S::Opening { way: *way, epoch: *epoch },
         (S::Opening { way, epoch }, E::TargetOpened) => S::Routing { way: *way, epoch: *epoch },
         (S::Routing { way: Way::There, .. }, E::Routed { until }) => S::OpeningWayBack { until: *until },
@@ -144,6 +152,7 @@ fn illegal(state: &MigrationState, event: &Event) -> IllegalTransition {
         (MigrationState::Proving { fence_at, .. }, Event::Proved { proof }) => {
             Some(format!("the proof is of position {}, the fence at {}", proof.fence_at.0, fence_at.0))
         }
+        (_, Event::SealFound { .. }) => Some("the proof that is known does not entitle to the seal".into()),
         (state, Event::Pause) if !state.is_at_rest() => Some("it can be paused only before the fence".into()),
         (MigrationState::Sealing { .. }, Event::Cancel) => Some("the source may already be sealed".into()),
         (state, Event::Cancel) if state.must_go_forward() => Some("the source is sealed".into()),

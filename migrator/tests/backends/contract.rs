@@ -1,7 +1,7 @@
 //! What every backend must keep to, whatever it moves shards on.
 
 use async_trait::async_trait;
-use foreshard_domain::{Clock, Consistency, Epoch, ManualClock, MigrationId, NodeId, ShardId};
+use foreshard_domain::{Clock, Consistency, Epoch, ManualClock, MigrationId, NodeId, RealTime, ShardId};
 use foreshard_migrator::{Backend, BackendError, Left, MoveSpec, Position, Proof, SourceState, Verification, Way};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -252,6 +252,45 @@ pub async fn m7_fence_expires_by_itself(bench: &dyn Bench) {
     moving.write(1).await;
     let past = bench.clock().real();
     is_fenced(bench.backend().fence(&moving.spec, past).await);
+}
+
+/// A fence lasts no longer than it was meant to, whoever sets the clock back meanwhile (M7).
+pub async fn m7_a_clock_set_back_does_not_lengthen_a_fence(bench: &dyn Bench) {
+    let mut moving = Moving::new(bench, 20).await;
+    let verified = moving.up_to_verified().await;
+    let fence_at = moving.fence(100).await;
+    let proof = moving.prove(fence_at, &verified).await;
+    bench.clock().advance_ms(40);
+    let back = RealTime::from_ms(bench.clock().real().as_ms() - 50_000);
+    bench.clock().set_real(back);
+    assert_eq!(bench.backend().source_state(&moving.spec).await.unwrap(), SourceState::Fenced);
+    bench.clock().advance_ms(60);
+    assert_eq!(bench.backend().source_state(&moving.spec).await.unwrap(), SourceState::Open);
+    is_fenced(bench.backend().seal(&moving.spec, &proof).await);
+    // A new fence, with a deadline long before that of the old one, is as good as any, for anybody.
+    let other = MoveSpec { migration: MigrationId::new("other").unwrap(), ..moving.spec.clone() };
+    let deadline = bench.clock().real().plus(Duration::from_millis(10));
+    bench.backend().fence(&other, deadline).await.unwrap();
+    bench.backend().unfence(&other).await.unwrap();
+    let fence_at = moving.fence(100).await;
+    let proof = moving.prove(fence_at, &verified).await;
+    bench.clock().advance_ms(99);
+    bench.backend().seal(&moving.spec, &proof).await.unwrap();
+    let (shard, source) = (moving.spec.shard.clone(), moving.spec.source.clone());
+    assert!(!bench.write(&source, Epoch(1), b"k", Some(b"v"), 1 << 64).await, "{shard} is sealed");
+}
+
+/// The first write after the fence is over is accepted even if the wall clock says that it is not.
+pub async fn m7_writes_go_on_after_a_fence_whatever_the_wall_clock_says(bench: &dyn Bench) {
+    let mut moving = Moving::new(bench, 20).await;
+    moving.up_to_verified().await;
+    moving.fence(100).await;
+    bench.clock().set_real(RealTime::from_ms(0));
+    bench.clock().advance_ms(99);
+    assert!(!bench.write(&moving.spec.source, Epoch(1), b"k", Some(b"v"), 1 << 64).await);
+    bench.clock().advance_ms(1);
+    moving.write(1).await;
+    assert_eq!(bench.backend().source_state(&moving.spec).await.unwrap(), SourceState::Open);
 }
 
 /// A fence stands only against its own migration's seal.

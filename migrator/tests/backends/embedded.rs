@@ -1,7 +1,7 @@
 //! The contract on the embedded engine, in memory and on disk.
 
 use async_trait::async_trait;
-use foreshard_domain::{Epoch, ManualClock, NodeId, RealTime, ShardId, Timestamp};
+use foreshard_domain::{Clock, Epoch, ManualClock, NodeId, RealTime, ShardId, Timestamp};
 use foreshard_migrator::Backend;
 use foreshard_migrator::embedded::{
     Batch, EmbeddedBackend, EmbeddedEngine, EngineSettings, FjallStore, Keyspace, KvStore, MemoryStore, MoveSettings,
@@ -22,13 +22,18 @@ struct EmbeddedBench {
 impl EmbeddedBench {
     async fn new(store: impl Fn(&str) -> Arc<dyn KvStore>) -> Self {
         let clock = Arc::new(ManualClock::new(Timestamp::from_ms(0), RealTime::from_ms(1_000_000)));
-        let stores: BTreeMap<NodeId, Arc<dyn KvStore>> =
-            ["source", "target"].map(|name| (node(name), store(name))).into();
+        let stores = ["source", "target"].map(|name| (node(name), store(name))).into();
+        let bench = Self::on(clock, stores);
+        bench.engine.create_shard(&shard(), &node("source"), Epoch(1)).await.unwrap();
+        bench
+    }
+
+    /// A process that starts on these stores.
+    fn on(clock: Arc<ManualClock>, stores: BTreeMap<NodeId, Arc<dyn KvStore>>) -> Self {
         let nodes = stores.iter().map(|(id, store)| (id.clone(), Arc::clone(store), f64::INFINITY)).collect();
         // A window shorter than the number of writes, so that identifiers are forgotten on the way.
         let settings = EngineSettings { write_id_window: 64, ..EngineSettings::default() };
         let engine = Arc::new(EmbeddedEngine::new(nodes, clock.clone(), settings).unwrap());
-        engine.create_shard(&shard(), &node("source"), Epoch(1)).await.unwrap();
         let settings = MoveSettings { chunk_bytes: 256, apply_changes: 7, range_rows: 8, ..small() };
         let backend = EmbeddedBackend::new(Arc::clone(&engine), settings, clock.clone());
         Self { clock, engine, backend, stores }
@@ -120,12 +125,56 @@ keeps_the_contract! {
     m4_a_planted_difference_stops_the_seal
     m5_a_large_copy_is_removed_in_pieces
     m5_finish_removes_the_source_and_the_log
+    m7_a_clock_set_back_does_not_lengthen_a_fence
     m7_fence_expires_by_itself
+    m7_writes_go_on_after_a_fence_whatever_the_wall_clock_says
     m8_the_way_back_is_tried_without_a_trace
     another_migration_cannot_use_the_fence
     preflight_tells_everything_at_once
     rollback_brings_back_every_change
     undo_twice_is_undo_once
+}
+
+#[tokio::test]
+async fn m7_after_a_restart_a_fence_lasts_no_longer_than_it_was_meant_to() {
+    let bench = in_memory().await;
+    let moving = contract::Moving::new(&bench, 20).await;
+    moving.prepare().await;
+    moving.fence(100).await;
+    let restarted = || EmbeddedBench::on(Arc::clone(&bench.clock), bench.stores.clone());
+    let writes = async |bench: &EmbeddedBench| bench.write(&node("source"), Epoch(1), b"k", None, 1 << 64).await;
+    bench.clock.advance_ms(60);
+    let again = restarted();
+    assert!(!writes(&again).await, "the stored deadline has not passed");
+    // Set back by an hour: nothing but its length tells when the fence is over.
+    bench.clock.set_real(RealTime::from_ms(bench.clock.real().as_ms() - 3_600_000));
+    let again = restarted();
+    bench.clock.advance_ms(99);
+    assert!(!writes(&again).await);
+    bench.clock.advance_ms(1);
+    assert!(writes(&again).await);
+    let again = restarted();
+    assert!(writes(&again).await, "the write took the fence away");
+}
+
+#[tokio::test]
+async fn m7_after_a_restart_a_fence_is_counted_from_the_start_of_the_node() {
+    let bench = in_memory().await;
+    let moving = contract::Moving::new(&bench, 20).await;
+    moving.prepare().await;
+    moving.fence(100).await;
+    bench.clock.set_real(RealTime::from_ms(0));
+    let again = EmbeddedBench::on(Arc::clone(&bench.clock), bench.stores.clone());
+    bench.clock.advance_ms(100);
+    assert!(again.write(&node("source"), Epoch(1), b"k", None, 1 << 64).await, "nobody asked before");
+    // By the stored deadline.
+    let bench = in_memory().await;
+    let moving = contract::Moving::new(&bench, 20).await;
+    moving.prepare().await;
+    moving.fence(100).await;
+    bench.clock.advance_ms(100);
+    let again = EmbeddedBench::on(Arc::clone(&bench.clock), bench.stores.clone());
+    assert!(again.write(&node("source"), Epoch(1), b"k", None, 1 << 64).await);
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ pub struct FaultyBackend {
     inner: Arc<dyn Backend>,
     fault: Option<(u64, CallFault)>,
     hook: Mutex<Option<(u64, Hook)>>,
+    proof_hook: Mutex<Option<(u32, Hook)>>,
     calls: AtomicU64,
     /// What catching up says is left, whatever is.
     pub always_behind: Option<u64>,
@@ -38,12 +39,24 @@ pub struct FaultyBackend {
 
 impl FaultyBackend {
     pub fn new(inner: Arc<dyn Backend>, fault: Option<(u64, CallFault)>) -> Self {
-        Self { inner, fault, hook: Mutex::new(None), calls: AtomicU64::new(0), always_behind: None }
+        Self {
+            inner,
+            fault,
+            hook: Mutex::new(None),
+            proof_hook: Mutex::new(None),
+            calls: AtomicU64::new(0),
+            always_behind: None,
+        }
     }
 
     /// Does something while a call is under way.
     pub fn during(&self, call: u64, hook: Hook) {
         *self.hook.lock().unwrap() = Some((call, hook));
+    }
+
+    /// Does something before the n-th proof, counted from 1.
+    pub fn at_proof(&self, n: u32, hook: Hook) {
+        *self.proof_hook.lock().unwrap() = Some((n, hook));
     }
 
     pub fn calls(&self) -> u64 {
@@ -128,6 +141,16 @@ impl Backend for FaultyBackend {
     }
 
     async fn prove(&self, spec: &MoveSpec, at: Position, verified: &Verification) -> Result<Proof, BackendError> {
+        let due = {
+            let mut hook = self.proof_hook.lock().unwrap();
+            if let Some((n, _)) = hook.as_mut() {
+                *n -= 1;
+            }
+            hook.take_if(|(n, _)| *n == 0)
+        };
+        if let Some((_, hook)) = due {
+            hook().await;
+        }
         self.pass(self.inner.prove(spec, at, verified)).await
     }
 

@@ -83,6 +83,7 @@ pub fn migration(id: &str, s: usize, source: usize, target: usize, epoch: Epoch)
         fenced_since: None,
         fence_ms: 0,
         fence_back_ms: 0,
+        proof: None,
         why: None,
     }
 }

@@ -49,6 +49,12 @@ pub struct Inner {
     written: u64,
     /// The target's copy gets a row wrong that no client writes, while this call runs.
     pub damage_in: Option<&'static str>,
+    /// No client writes, so that positions stand still.
+    pub quiet: bool,
+    /// The first seal's answer is lost, and it comes through late: in this call, under a later fence.
+    pub late_seal: Option<&'static str>,
+    late_proof: Option<Proof>,
+    fences: u32,
     /// Calls that compared.
     pub verify_pieces: u32,
     /// The controller sleeps this long after proving.
@@ -91,7 +97,7 @@ impl Inner {
     fn write(&mut self) {
         let open: Vec<_> = self.copies.iter().filter(|(_, c)| c.mode == Mode::Open).map(|(n, _)| n.clone()).collect();
         self.check(open.len() <= 1, format!("M2: {open:?} accept writes"));
-        let Some((node, epoch)) = self.route.clone() else { return };
+        let Some((node, epoch)) = self.route.clone().filter(|_| !self.quiet) else { return };
         self.written += 1;
         let (key, value) = (self.written % 7, self.written);
         let Some(copy) = self.copies.get_mut(&node) else { return };
@@ -135,6 +141,19 @@ impl Inner {
         }
         self.copies.remove(node);
         Left::Nothing
+    }
+
+    /// The seal that was given up comes through, if this is its moment and the fence is like its own.
+    fn seal_late(&mut self, call: &str, spec: &MoveSpec) {
+        if self.late_seal == Some(call)
+            && self.fences > 1
+            && let Some(proof) = self.late_proof.clone()
+            && let Some(copy) = self.copies.get_mut(&spec.source)
+            && matches!(copy.mode, Mode::Fenced { at, .. } if at == proof.fence_at.0)
+        {
+            copy.mode = Mode::Sealed;
+            self.late_seal = None;
+        }
     }
 
     fn damage(&mut self, call: &str, spec: &MoveSpec) {
@@ -269,7 +288,12 @@ impl Backend for World {
             _ if deadline <= now || copy.epoch != spec.epoch => Err(refused("deadline or epoch has passed")),
             Mode::Open | Mode::Fenced { .. } => {
                 copy.mode = Mode::Fenced { deadline, at };
-                Ok(Position(at))
+                inner.fences += 1;
+                inner.seal_late("fence", spec);
+                match inner.copy(&spec.source)?.mode {
+                    Mode::Sealed => Err(refused("the answer was lost, and then the source was sealed")),
+                    _ => Ok(Position(at)),
+                }
             }
             Mode::Importing | Mode::Sealed => Err(refused(format!("the source is {:?}", copy.mode))),
         }
@@ -277,6 +301,7 @@ impl Backend for World {
 
     async fn unfence(&self, spec: &MoveSpec) -> Result<(), BackendError> {
         let mut inner = self.enter();
+        inner.seal_late("unfence", spec);
         let copy = inner.copy(&spec.source)?;
         if matches!(copy.mode, Mode::Fenced { .. }) {
             copy.mode = Mode::Open;
@@ -286,6 +311,7 @@ impl Backend for World {
 
     async fn prove(&self, spec: &MoveSpec, fence_at: Position, _: &Verification) -> Result<Proof, BackendError> {
         let mut inner = self.enter();
+        inner.seal_late("prove", spec);
         match inner.copy(&spec.source)?.mode {
             Mode::Fenced { at, .. } if at == fence_at.0 => {}
             mode => return Err(refused(format!("the source is {mode:?}"))),
@@ -302,6 +328,10 @@ impl Backend for World {
 
     async fn seal(&self, spec: &MoveSpec, proof: &Proof) -> Result<(), BackendError> {
         let mut inner = self.enter();
+        if inner.late_seal.is_some() && inner.late_proof.is_none() {
+            inner.late_proof = Some(proof.clone());
+            return Err(refused("the answer is lost"));
+        }
         let copy = inner.copy(&spec.source)?;
         match copy.mode {
             Mode::Sealed => return Ok(()),

@@ -7,6 +7,7 @@
 mod cluster;
 mod faults;
 mod harness;
+mod measure;
 mod moves;
 mod smoke;
 mod watched;

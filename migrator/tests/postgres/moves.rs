@@ -85,7 +85,8 @@ async fn a_cancelled_move_leaves_nothing_whenever_it_is_cancelled() {
         let id = cluster.start_move(&driver, n).await;
         let (runner, name) = (driver.clone(), id.clone());
         let running = tokio::spawn(async move { runner.run(&name).await });
-        stop.reached().await;
+        let reached = tokio::time::timeout(std::time::Duration::from_secs(60), stop.reached()).await;
+        assert!(reached.is_ok(), "{call} was not reached: {:?}", cluster.record(&id).await);
         let (canceller, name) = (driver.clone(), id.clone());
         let cancelled = tokio::spawn(async move { canceller.cancel(&name).await });
         // The request is committed while the call is still under way.

@@ -69,6 +69,9 @@ fn shard_rules(input: &PlanningInput, m: &Move, found: &mut Found) {
     let Some(facts) = input.shards.get(&m.shard) else {
         return found.of(&m.shard, "unknown_size", "nothing is known of the shard".to_owned());
     };
+    if let Some(until) = facts.held_until.filter(|until| m.start < *until) {
+        found.of(&m.shard, "held_by_retention", format!("its last move can be taken back until {until}"));
+    }
     let cool_down = input.settings.cool_down_shard_ms;
     if let Some(moved) = facts.last_moved.filter(|moved| m.start.since_ms(*moved) < cool_down) {
         found.of(&m.shard, "cool_down", format!("it moved at {moved} and stays for {} min", cool_down / 60_000));

@@ -29,6 +29,9 @@ pub(crate) fn shard_refusal(model: &Model<'_>, shard: usize) -> Option<Refused> 
     let Some(facts) = s.facts else {
         return Some(hard("unknown_size", format!("nothing is known of {} but its forecast", s.id)));
     };
+    if let Some(until) = facts.held_until.filter(|until| model.input.now < *until) {
+        return Some(hard("held_by_retention", format!("the way back of {}'s last move is kept until {until}", s.id)));
+    }
     let cool_down = model.input.settings.cool_down_shard_ms;
     let since = model.input.now.since_ms(facts.last_moved?);
     (since < cool_down).then(|| limit("cool_down", minutes(since), minutes(cool_down)))

@@ -238,7 +238,8 @@ impl<'c> Decider<'c> {
             });
             let data_bytes = self.cell.data_bytes()[i];
             let last_moved = state.last_moved[i];
-            (shard.clone(), ShardFacts { data_bytes, write_bytes_per_s: 0.0, last_moved, current, txn_rate: 0.0 })
+            let rest = ShardFacts::default();
+            (shard.clone(), ShardFacts { data_bytes, last_moved, current, ..rest })
         });
         let in_flight = state.running.iter().map(|copy| InFlight {
             shard: shards[copy.shard].clone(),

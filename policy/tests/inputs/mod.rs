@@ -29,7 +29,7 @@ pub fn node(id: &str, zone: &str, cpu: f64) -> Node {
 
 pub fn facts(current: f64) -> ShardFacts {
     let current = PerResource { cpu: current, memory: 0.0, io: 0.0 };
-    ShardFacts { data_bytes: GIB, write_bytes_per_s: 0.0, last_moved: None, current, txn_rate: 0.0 }
+    ShardFacts { data_bytes: GIB, current, ..ShardFacts::default() }
 }
 
 /// Scenarios of CPU alone from `(shard, paths)`, paths step-major.
@@ -155,6 +155,7 @@ fn random_facts(rng: &mut ChaCha8Rng, level: f64) -> Option<ShardFacts> {
         data_bytes: GIB * rng.random_range(0.1..30.0),
         write_bytes_per_s: 0.0,
         last_moved: rng.random_bool(0.2).then(|| NOW.plus_ms(-rng.random_range(0..7_200_000))),
+        held_until: rng.random_bool(0.1).then(|| NOW.plus_ms(rng.random_range(-60_000..7_200_000))),
         current: PerResource::from_fn(|_| level * rng.random_range(0.1..2.0)),
         txn_rate: 0.0,
     })

@@ -30,6 +30,11 @@ impl ShardContext {
         self.newest
     }
 
+    /// Time of the newest row that is not ahead of `now`.
+    pub(crate) fn newest_until(&self, now: i64) -> Option<i64> {
+        self.raw.range(..=now).next_back().map(|(ts, _)| *ts)
+    }
+
     /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it and the
     /// order in which rows came does not matter.
     pub(crate) fn native_ms(&self) -> Option<i64> {

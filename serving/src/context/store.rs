@@ -89,6 +89,14 @@ impl ContextStore {
         self.newest
     }
 
+    /// The same among the rows that are not ahead of `now`, or `now` if all of them are. Whatever the age of series is
+    /// judged by: one row that is ahead must not make the other shards look late.
+    pub(crate) fn newest_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.newest?;
+        let newest = self.shards.values().filter_map(|shard| shard.newest_until(now.as_ms())).max();
+        Some(newest.map_or(now, Timestamp::from_ms))
+    }
+
     /// Forgets shards that were not observed for as long as the store reaches back.
     pub(crate) fn forget_gone(&mut self) {
         let reach = BIN.as_ms().saturating_mul(i64::try_from(self.capacity).unwrap_or(i64::MAX));
@@ -96,10 +104,10 @@ impl ContextStore {
         self.shards.retain(|_, shard| shard.newest().is_some_and(|newest| newest >= oldest));
     }
 
-    /// The last step that is complete: no row of it is still to come, judged by the newest row of any shard and the
-    /// shortest usual interval between the rows of a shard.
-    pub(crate) fn issued_at(&self, step: Step) -> Option<Timestamp> {
-        let newest = self.newest?;
+    /// The last step that is complete at `now`: no row of it is still to come, judged by the newest row of any shard that
+    /// is not ahead of `now` and the shortest usual interval between the rows of a shard.
+    pub(crate) fn issued_at(&self, step: Step, now: Timestamp) -> Option<Timestamp> {
+        let newest = self.newest_until(now)?;
         let native = self.shards.values().filter_map(ShardContext::native_ms).min().unwrap_or(step.as_ms());
         let native = native.min(step.as_ms());
         // Timers jitter: a row that comes a tenth of the interval early still closes its step.
@@ -144,10 +152,10 @@ impl ContextStore {
         Ok(())
     }
 
-    /// The past of each series on a grid of `step`, up to the last complete step; series of which nothing is known are
-    /// empty. No series at all if nothing was observed yet.
-    pub(crate) fn contexts(&self, step: Step, keys: &[SeriesKey]) -> Vec<SeriesContext> {
-        let Some(issued_at) = self.issued_at(step) else { return Vec::new() };
+    /// The past of each series on a grid of `step`, up to the last step that is complete at `now`; series of which nothing
+    /// is known are empty. No series at all if nothing was observed yet.
+    pub(crate) fn contexts(&self, step: Step, keys: &[SeriesKey], now: Timestamp) -> Vec<SeriesContext> {
+        let Some(issued_at) = self.issued_at(step, now) else { return Vec::new() };
         let contexts = keys.iter().map(|(shard, metric)| {
             let ring = self.shards.get(shard).and_then(|context| context.ring(*metric));
             let nothing = (issued_at.plus_steps(1, step).as_ms(), Vec::new());
@@ -174,6 +182,8 @@ mod tests {
     use super::*;
 
     const M: i64 = 60_000;
+    /// After all rows.
+    const LATER: Timestamp = Timestamp::from_ms(i64::MAX);
 
     fn shard(name: &str) -> ShardId {
         ShardId::new(name).unwrap()
@@ -192,16 +202,16 @@ mod tests {
     #[test]
     fn a_step_is_issued_once_it_is_complete() {
         let mut store = ContextStore::new(2);
-        assert_eq!(store.issued_at(BIN), None);
+        assert_eq!(store.issued_at(BIN, LATER), None);
         for i in 0..=13 {
             store.apply(&row("a", i, 1.0));
         }
-        assert_eq!(minute(store.issued_at(BIN)), 5, "minute 14 is still to come");
+        assert_eq!(minute(store.issued_at(BIN, LATER)), 5, "minute 14 is still to come");
         store.apply(&row("a", 14, 1.0));
-        assert_eq!(minute(store.issued_at(BIN)), 10);
-        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR)), 0);
+        assert_eq!(minute(store.issued_at(BIN, LATER)), 10);
+        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR, LATER)), 0);
         store.apply(&row("b", 15, 1.0));
-        assert_eq!(minute(store.issued_at(BIN)), 10);
+        assert_eq!(minute(store.issued_at(BIN, LATER)), 10);
     }
 
     #[test]
@@ -210,10 +220,31 @@ mod tests {
         for i in 0..=4 {
             store.apply(&row("a", i * 5, 1.0));
         }
-        assert_eq!(minute(store.issued_at(BIN)), 20);
-        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR)), 0);
+        assert_eq!(minute(store.issued_at(BIN, LATER)), 20);
+        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR, LATER)), 0);
         store.apply(&row("a", 25, 1.0));
-        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR)), 15);
+        assert_eq!(minute(store.issued_at(Step::QUARTER_HOUR, LATER)), 15);
+    }
+
+    #[test]
+    fn a_row_ahead_of_the_clock_waits_for_its_time() {
+        let mut store = ContextStore::new(2);
+        assert_eq!(store.issued_at(BIN, LATER), None);
+        store.apply(&row("ahead", 30, 9.0));
+        let at = |minute: i64| Timestamp::from_ms(minute * M);
+        assert_eq!(store.newest_until(at(16)), Some(at(16)), "nothing was observed yet");
+        for i in 0..=3 {
+            store.apply(&row("a", i * 5, 1.0));
+        }
+        let keys = store.select(&[], &Wanted::Observed).unwrap();
+        let ends = |now: Timestamp| {
+            let contexts = store.contexts(BIN, &keys, now);
+            let end = |c: &SeriesContext| (minute(Some(c.as_context().issued_at())), c.as_context().last_observed());
+            contexts.iter().map(end).collect::<Vec<_>>()
+        };
+        assert_eq!(ends(at(16)), [(15, Some(at(15))), (15, None)]);
+        assert_eq!(ends(at(29)), [(15, Some(at(15))), (15, None)]);
+        assert_eq!(ends(at(30)), [(30, Some(at(15))), (30, Some(at(30)))]);
     }
 
     #[test]
@@ -223,11 +254,11 @@ mod tests {
             store.apply(&row("a", i, 1.0));
         }
         let keys = store.select(&[], &Wanted::Observed).unwrap();
-        let before = store.contexts(BIN, &keys);
+        let before = store.contexts(BIN, &keys, LATER);
         assert_eq!(before[0].values, [1.0, 1.0, 1.0]);
         store.apply(&row("a", 15, 1e9));
-        assert_eq!(store.contexts(BIN, &keys)[0].values, before[0].values);
-        assert_eq!(before[0].as_context().issued_at(), store.issued_at(BIN).unwrap());
+        assert_eq!(store.contexts(BIN, &keys, LATER)[0].values, before[0].values);
+        assert_eq!(before[0].as_context().issued_at(), store.issued_at(BIN, LATER).unwrap());
     }
 
     #[test]
@@ -237,7 +268,7 @@ mod tests {
             store.apply(&row("a", i * 5, 1.0));
         }
         store.apply(&row("b", 5, 2.0));
-        let contexts = store.contexts(BIN, &store.select(&[], &Wanted::Observed).unwrap());
+        let contexts = store.contexts(BIN, &store.select(&[], &Wanted::Observed).unwrap(), LATER);
         assert_eq!(contexts.len(), 2);
         assert_eq!(contexts[1].values.len(), 5);
         assert!(contexts[1].values[1..].iter().all(|v| v.is_nan()));
@@ -266,8 +297,8 @@ mod tests {
             ["a/cpu_util", "b/cpu_util", "b/io_ops"]
         );
         assert_eq!(store.select(&[], &Wanted::named(&[Metric::LatencyMs])), Err(NothingToForecast::NoSuchMetric));
-        let unknown = &store.contexts(BIN, &[(shard("x"), Metric::CpuUtil)])[0];
-        assert_eq!(unknown.as_context().issued_at(), store.issued_at(BIN).unwrap());
+        let unknown = &store.contexts(BIN, &[(shard("x"), Metric::CpuUtil)], LATER)[0];
+        assert_eq!(unknown.as_context().issued_at(), store.issued_at(BIN, LATER).unwrap());
     }
 
     #[test]
@@ -280,7 +311,7 @@ mod tests {
         let history = foreshard_datasets::History::from_observations(rows).unwrap();
         for step in [BIN, Step::QUARTER_HOUR] {
             let grid = history.grid(&shard("a"), Metric::CpuUtil, step).unwrap();
-            let context = &store.contexts(step, &[(shard("a"), Metric::CpuUtil)])[0];
+            let context = &store.contexts(step, &[(shard("a"), Metric::CpuUtil)], LATER)[0];
             assert_eq!((context.start, context.values.len()), (grid.start, grid.values.len()));
             for (mine, theirs) in context.values.iter().zip(&grid.values) {
                 assert!((mine - theirs).abs() <= theirs.abs() * 1e-6 || (mine.is_nan() && theirs.is_nan()));

@@ -33,12 +33,13 @@ pub(crate) struct Bench {
 /// The forecasts of `keys`, in their order; empty if nothing was observed yet.
 pub(crate) fn forecasts(bench: &Bench, product: Product, keys: &[SeriesKey]) -> Vec<SeriesForecast> {
     let version = bench.slot.current();
+    let now = bench.clock.model();
     let (contexts, newest) = {
         let store = bench.contexts.read().unwrap_or_else(PoisonError::into_inner);
-        (store.contexts(product.step(), keys), store.newest())
+        (store.contexts(product.step(), keys, now), store.newest_until(now))
     };
     // If rows have stopped coming at all, every series is stale, however even the grid looks.
-    let silent = newest.is_some_and(|newest| bench.clock.model().since_ms(newest) > bench.stale_after_ms);
+    let silent = newest.is_some_and(|newest| now.since_ms(newest) > bench.stale_after_ms);
     let fallback = |context: &SeriesContext| {
         let context = context.as_context();
         match context.last_observed() {

@@ -5,7 +5,7 @@ use foreshard_datasets::{HistoryError, HistoryFolder, ReadFilter, newest_day, st
 use foreshard_domain::{Observation, ShardId, Step, Timestamp};
 use prost::Message as _;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::log::{Log, LogError};
@@ -52,8 +52,29 @@ type Pending = BTreeMap<(ShardId, Timestamp), Observation>;
 
 struct Writing {
     log: Log,
-    /// Logged rows that lie in no piece yet; of rows of one shard and time the last.
+    /// Logged rows that no flush has taken yet; of rows of one shard and time the last.
     pending: Pending,
+    /// Logged rows that a flush has taken. They stay here until their pieces are on disk, so that whatever becomes of the
+    /// flush (an error, a panic, its thread never coming back) the next one takes them again before it removes their log.
+    under_way: Arc<Vec<Observation>>,
+}
+
+impl Writing {
+    /// Rows that lie in no piece for certain.
+    fn waiting(&self) -> usize {
+        self.pending.len() + self.under_way.len()
+    }
+
+    /// All waiting rows as one batch, and the segments of the log that hold no others.
+    fn batch(&mut self) -> (Arc<Vec<Observation>>, Vec<PathBuf>) {
+        let segments = self.log.seal();
+        for row in self.under_way.iter() {
+            // What came meanwhile is newer and stays.
+            self.pending.entry((row.shard.clone(), row.ts)).or_insert_with(|| row.clone());
+        }
+        self.under_way = Arc::new(std::mem::take(&mut self.pending).into_values().collect());
+        (Arc::clone(&self.under_way), segments)
+    }
 }
 
 /// The way of rows from the wire to the history.
@@ -87,7 +108,7 @@ impl Ingestor {
         store.forget_gone();
         tracing::info!(shards = store.shards(), most_bins = store.bound(), from_log = pending.len(), "history read");
         Ok(Self {
-            writing: Mutex::new(Writing { log, pending }),
+            writing: Mutex::new(Writing { log, pending, under_way: Arc::default() }),
             contexts: Arc::new(RwLock::new(store)),
             history: folder,
             compacted: Mutex::new(None),
@@ -106,8 +127,8 @@ impl Ingestor {
         }
         let payload = v1::IngestRequest { rows: rows.iter().map(Into::into).collect() }.encode_to_vec();
         let mut writing = locked(&self.writing);
-        if writing.pending.len() >= MOST_PENDING {
-            return Err(IngestError::Backlog { rows: writing.pending.len() });
+        if writing.waiting() >= MOST_PENDING {
+            return Err(IngestError::Backlog { rows: writing.waiting() });
         }
         writing.log.append(&payload)?;
         let mut taken = Taken { accepted: rows.len() as u64, ..Taken::default() };
@@ -126,25 +147,23 @@ impl Ingestor {
     /// Puts the waiting rows into the history and removes them from the log; returns how many there were. Once a day has
     /// passed its pieces are merged into one. Blocks on the disk.
     ///
-    /// After an error the rows wait on, in memory and in the log.
+    /// After an error, and after a panic, the rows wait on, in memory and in the log.
     pub(crate) fn flush(&self) -> Result<usize, IngestError> {
+        self.flush_by(|rows| self.history.append(rows).map(drop))
+    }
+
+    /// The same with another way to append rows to the history; they are there for good when it returns.
+    fn flush_by(&self, append: impl FnOnce(&[Observation]) -> Result<(), HistoryError>) -> Result<usize, IngestError> {
         let mut compacted = locked(&self.compacted);
-        let (rows, segments) = {
-            let mut writing = locked(&self.writing);
-            (std::mem::take(&mut writing.pending), writing.log.seal())
-        };
-        let batch: Vec<Observation> = rows.into_values().collect();
-        if !batch.is_empty()
-            && let Err(error) = self.history.append(&batch)
+        let (batch, segments) = locked(&self.writing).batch();
+        if !batch.is_empty() {
+            append(&batch)?;
+        }
         {
             let mut writing = locked(&self.writing);
-            for row in batch {
-                // What came meanwhile is newer and stays.
-                writing.pending.entry((row.shard.clone(), row.ts)).or_insert(row);
-            }
-            return Err(error.into());
+            writing.under_way = Arc::default();
+            writing.log.remove(&segments)?;
         }
-        locked(&self.writing).log.remove(&segments)?;
         self.contexts.write().unwrap_or_else(PoisonError::into_inner).forget_gone();
         self.compact(&mut compacted)?;
         Ok(batch.len())
@@ -171,4 +190,88 @@ fn replay_history(dir: &Path, days: u32, store: &mut ContextStore) -> Result<(),
         rows.iter().for_each(|row| _ = store.apply(row));
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use foreshard_datasets::read_history;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    fn open(dir: &Path) -> Ingestor {
+        Ingestor::open(&dir.join("history"), &dir.join("log"), 2).unwrap()
+    }
+
+    fn row(minute: i64, cpu: f64) -> Observation {
+        let mut row = Observation::empty(ShardId::new("s").unwrap(), Timestamp::from_ms(minute * 60_000));
+        row.cpu_util = Some(cpu);
+        row
+    }
+
+    fn in_pieces(dir: &Path) -> Vec<f64> {
+        let read = read_history(&dir.join("history"), &ReadFilter::default()).unwrap();
+        read.observations().filter_map(|row| row.cpu_util).collect()
+    }
+
+    /// What a start finds: everything acknowledged, in log and pieces together.
+    fn after_a_crash(dir: &Path, ingestor: Ingestor) -> Vec<f64> {
+        drop(ingestor);
+        let again = open(dir);
+        again.flush().unwrap();
+        in_pieces(dir)
+    }
+
+    fn panicking(ingestor: &Ingestor) {
+        let flushed =
+            catch_unwind(AssertUnwindSafe(|| ingestor.flush_by(|_| panic!("the writer of pieces is broken"))));
+        assert!(flushed.is_err());
+    }
+
+    fn failing(ingestor: &Ingestor) {
+        let error = || HistoryError::WriterName { name: "any error".to_owned() };
+        assert!(matches!(ingestor.flush_by(|_| Err(error())), Err(IngestError::History(_))));
+    }
+
+    #[test]
+    fn a_flush_that_fails_or_panics_loses_no_row() {
+        for broken in [panicking, failing] {
+            let dir = tempfile::tempdir().unwrap();
+            let ingestor = open(dir.path());
+            ingestor.take(vec![row(0, 1.0), row(5, 2.0)]).unwrap();
+            broken(&ingestor);
+            broken(&ingestor);
+            ingestor.take(vec![row(5, 3.0), row(10, 4.0)]).unwrap();
+            assert_eq!(ingestor.flush().unwrap(), 3);
+            assert_eq!(in_pieces(dir.path()), [1.0, 3.0, 4.0], "a row that came meanwhile is newer");
+            assert_eq!(ingestor.flush().unwrap(), 0);
+            assert_eq!(after_a_crash(dir.path(), ingestor), [1.0, 3.0, 4.0]);
+        }
+    }
+
+    #[test]
+    fn nothing_new_after_a_panic_still_flushes_the_old_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let ingestor = open(dir.path());
+        ingestor.take(vec![row(0, 1.0)]).unwrap();
+        panicking(&ingestor);
+        assert_eq!(ingestor.flush().unwrap(), 1);
+        assert_eq!(after_a_crash(dir.path(), ingestor), [1.0]);
+    }
+
+    #[test]
+    fn the_log_holds_the_rows_until_their_pieces_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let ingestor = open(dir.path());
+        ingestor.take(vec![row(0, 1.0)]).unwrap();
+        let segments = || std::fs::read_dir(dir.path().join("log")).unwrap().count() - 1;
+        let flushed = ingestor.flush_by(|rows| {
+            assert_eq!((rows.len(), segments()), (1, 1), "during the append");
+            assert_eq!(locked(&ingestor.writing).waiting(), 1, "rows under way count as waiting");
+            ingestor.take(vec![row(5, 2.0)]).unwrap();
+            Ok(())
+        });
+        assert_eq!((flushed.unwrap(), segments()), (1, 1), "what came during the append is logged on");
+        panicking(&ingestor);
+        assert_eq!(after_a_crash(dir.path(), ingestor), [2.0], "the first row's piece was only said to be there");
+    }
 }

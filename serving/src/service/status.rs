@@ -70,7 +70,7 @@ pub(super) fn stopped() -> Status {
     Status::unavailable("the server is stopping")
 }
 
-fn exhausted(text: String) -> Status {
+pub(super) fn exhausted(text: String) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     Status::with_error_details(Code::ResourceExhausted, text, details)
 }

@@ -20,6 +20,8 @@ pub const MINUTE: i64 = 60_000;
 #[derive(Default)]
 pub struct Gate {
     held: Mutex<BTreeSet<u64>>,
+    loading_held: Mutex<BTreeSet<u64>>,
+    loading: Mutex<BTreeSet<u64>>,
     changed: Condvar,
     asked: Mutex<Vec<String>>,
 }
@@ -33,6 +35,27 @@ impl Gate {
     pub fn release(&self, number: u64) {
         self.held.lock().unwrap().remove(&number);
         self.changed.notify_all();
+    }
+
+    /// Lets version `number` wait inside its next load.
+    pub fn hold_loading(&self, number: u64) {
+        self.loading_held.lock().unwrap().insert(number);
+    }
+
+    pub fn release_loading(&self, number: u64) {
+        self.loading_held.lock().unwrap().remove(&number);
+    }
+
+    /// Whether version `number` began to load.
+    pub fn loads(&self, number: u64) -> bool {
+        self.loading.lock().unwrap().contains(&number)
+    }
+
+    fn pass_loading(&self, number: u64) {
+        self.loading.lock().unwrap().insert(number);
+        while self.loading_held.lock().unwrap().contains(&number) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// The shards that versions began to forecast, in order.
@@ -112,6 +135,7 @@ impl VersionLoader for TestLoader {
         let text = fs::read_to_string(dir.join("version"))?;
         let (model, number) = text.split_once('/').ok_or("checksum of the version file is wrong")?;
         let id = ModelVersion { model: model.to_owned(), number: number.parse()? };
+        self.0.pass_loading(id.number);
         let specs = [Product::NextHours, Product::NextDay].map(ForecastSpec::of_product);
         Ok(Arc::new(TestVersion { id, specs, gate: Arc::clone(&self.0) }))
     }

@@ -170,6 +170,7 @@ impl Comparison {
 
     /// Goes on from a cursor of [`Self::cursor`] if nothing was in doubt there, otherwise from the beginning: doubts are kept in
     /// memory only. The changes since the cursor was given must still be told; a cursor is of no use where they are lost.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for a reader of the log that outlives its process"))]
     pub fn resume(layouts: Vec<Layout>, limits: Limits, clock: Arc<dyn Clock>, cursor: &str) -> Self {
         let mut comparison = Self::new(layouts, limits, clock);
         let Ok(cursor) = serde_json::from_str::<Cursor>(cursor) else { return comparison };
@@ -201,6 +202,7 @@ impl Comparison {
     }
 
     /// How many rows and tables are in doubt.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests look at it"))]
     pub fn in_doubt(&self) -> usize {
         self.doubts.len()
     }

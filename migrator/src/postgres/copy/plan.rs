@@ -7,6 +7,9 @@ use crate::BackendError;
 use crate::postgres::catalog::{self, NOT_SYSTEM, Table};
 use crate::postgres::session::{Session, get, ident};
 
+/// Up to so many bytes a table is read as a whole.
+const WHOLE: u64 = 1 << 20;
+
 /// A table as it is to be copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Planned {
@@ -97,8 +100,7 @@ pub(super) fn pieces_of(number: usize, table: &Planned, piece_bytes: u64) -> Vec
         from = to;
     }
     match pieces.as_mut_slice() {
-        // A table that is one page is read as a whole.
-        [only] if table.pages <= 1 => only.to = None,
+        [only] if table.bytes <= WHOLE => only.to = None,
         _ => pieces.push(Piece { table: number, from, to: None, is_tried: false }),
     }
     pieces

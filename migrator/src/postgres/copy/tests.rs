@@ -189,7 +189,13 @@ async fn a_lost_snapshot_is_told_from_other_errors() {
         shard.names.application()
     );
     shard.source.texts("kill", &kill).await.unwrap();
-    let error = copy.next().await.unwrap_err();
+    // The readers may end before the connection that holds the snapshot: then the call after tells.
+    let error = loop {
+        match copy.next().await.unwrap_err() {
+            CopyError::Failed(BackendError::Transient { .. }) => {}
+            error => break error,
+        }
+    };
     assert!(matches!(error, CopyError::Lost { .. }), "{error:?}");
     assert!(!copy.is_alive());
     drop(copy);

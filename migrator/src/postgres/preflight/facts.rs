@@ -47,7 +47,6 @@ impl Locale {
 pub(super) struct Shard {
     pub name: String,
     pub bytes: u64,
-    pub encoding: String,
     /// The database's own and those that columns and indexes name.
     pub locales: Vec<Locale>,
     /// Names and versions.
@@ -184,7 +183,7 @@ async fn free_bytes(session: &Session, folder: &str) -> Option<u64> {
 }
 
 async fn shard(session: &Session, is_superuser: bool) -> Result<Shard, BackendError> {
-    let sql = "SELECT pg_database_size(oid)::int8, pg_encoding_to_char(encoding)::text, datlocprovider::text, datcollate::text, \
+    let sql = "SELECT pg_database_size(oid)::int8, datlocprovider::text, datcollate::text, \
                  datctype::text, COALESCE(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'), \
                  pg_database_collation_actual_version(oid), \
                  (SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), \
@@ -192,22 +191,21 @@ async fn shard(session: &Session, is_superuser: bool) -> Result<Shard, BackendEr
                  (SELECT count(*) FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'p', 'i', 'I', 'S', 'v', 'm', 'f')) \
                FROM pg_database d WHERE datname = current_database()";
     let row = session.one("reading the database", sql, &[]).await?;
-    let keeps: i64 = get(&row, 7)?;
+    let keeps: i64 = get(&row, 6)?;
     let mut shard = Shard {
         name: session.database().to_owned(),
         bytes: u64::try_from(get::<i64>(&row, 0)?).unwrap_or(0),
-        encoding: get(&row, 1)?,
         slot_keeps: u64::try_from(keeps).ok().map(|megabytes| megabytes << 20),
-        large_objects: get(&row, 8)?,
-        relations: get(&row, 9)?,
+        large_objects: get(&row, 7)?,
+        relations: get(&row, 8)?,
         tables: catalog::tables(session).await?,
         transactions: transactions(session).await?,
         temporary: temporary(session).await?,
         ..Shard::default()
     };
-    let (provider, collate, ctype): (String, String, String) = (get(&row, 2)?, get(&row, 3)?, get(&row, 4)?);
-    let version: Option<String> = get(&row, 6)?;
-    match get::<Option<String>>(&row, 5)? {
+    let (provider, collate, ctype): (String, String, String) = (get(&row, 1)?, get(&row, 2)?, get(&row, 3)?);
+    let version: Option<String> = get(&row, 5)?;
+    match get::<Option<String>>(&row, 4)? {
         Some(name) if provider != "c" => {
             shard.locales.push(Locale { provider, name, version });
             shard.locales.push(Locale { provider: "c".into(), name: collate, version: None });

@@ -9,17 +9,17 @@ use crate::postgres::settings::{LongTransactions, PostgresSettings, WithoutKey};
 
 /// What a move takes of a server, beyond what is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Needs {
-    pub slots: i64,
-    pub senders: i64,
-    pub appliers: i64,
+struct Needs {
+    slots: i64,
+    senders: i64,
+    appliers: i64,
 }
 
 impl Needs {
     /// Slots: the stream there, the changed keys of both ways, the probe. Appliers: the stream back and the probe.
-    pub const SOURCE: Self = Self { slots: 4, senders: 4, appliers: 2 };
+    const SOURCE: Self = Self { slots: 4, senders: 4, appliers: 2 };
     /// The stream back, its changed keys, the probe; the stream there is applied.
-    pub const TARGET: Self = Self { slots: 3, senders: 3, appliers: 1 };
+    const TARGET: Self = Self { slots: 3, senders: 3, appliers: 1 };
 }
 
 /// Types that have no equality: rows with such columns cannot be found again by their whole.

@@ -53,7 +53,6 @@ fn clear() -> Facts {
         shard: Shard {
             name: "shop".into(),
             bytes: 10 << 30,
-            encoding: "UTF8".into(),
             locales,
             extensions: vec![("hstore".into(), "1.8".into())],
             roles: vec!["app".into()],
@@ -283,6 +282,7 @@ async fn a_login_without_rights_is_found_and_the_rest_still_read() {
     pair.on_source("postgres").await.run("role", "CREATE ROLE weak LOGIN").await.unwrap();
     let mut place = pair.source_place();
     place.login.user = "weak".into();
+    place.address.user = "weak".into();
     let (source, source_server) = (place.open(&shard, "t").await.unwrap(), place.open("postgres", "t").await.unwrap());
     let target_server = pair.on_target("postgres").await;
     let sides = Sides { source: &source, source_server: &source_server, target_server: &target_server };

@@ -83,7 +83,7 @@ CREATE TRIGGER foreshard_guard BEFORE INSERT ON tree FOR EACH STATEMENT EXECUTE 
 COMMENT ON TRIGGER foreshard_guard ON tree IS 'of a move';
 
 CREATE VIEW ordered AS SELECT id, count(*) AS n FROM tree GROUP BY id;
-CREATE VIEW by_key AS SELECT t.*, count(c.k) AS n FROM types t LEFT JOIN child c ON c.tree = t.id GROUP BY t.id;
+CREATE VIEW by_key AS SELECT t.*, count(c.k) AS children FROM types t LEFT JOIN child c ON c.tree = t.id GROUP BY t.id;
 CREATE MATERIALIZED VIEW z_first AS SELECT id % 10 AS d, count(*) AS n FROM tree GROUP BY 1;
 CREATE MATERIALIZED VIEW a_second AS SELECT sum(n) AS n FROM z_first;
 CREATE MATERIALIZED VIEW by_key_m AS SELECT b.id, b.v, count(*) AS n FROM base b JOIN tree USING (id) GROUP BY b.id;

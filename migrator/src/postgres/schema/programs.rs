@@ -85,6 +85,8 @@ impl Programs {
             .env("PGCONNECT_TIMEOUT", "5")
             .args(["--no-password", "--host", &place.address.host])
             .args(["--port", &place.address.port.to_string(), "--username", &place.login.user])
+            // What has no owner of its own must outlive a term's role.
+            .args((place.login.user != place.address.user).then(|| format!("--role={}", place.address.user)))
             // As a parameter of its own a name with `=` would be taken for a connection string.
             .arg(format!("--dbname=dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'")));
         command

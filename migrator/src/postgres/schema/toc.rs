@@ -28,8 +28,10 @@ pub(super) struct Object {
 /// Objects that their kind does not tell enough of.
 #[derive(Debug, Default)]
 pub(super) struct Oids {
-    /// Not brought over by the dump.
+    /// Not brought over.
     pub dropped: BTreeSet<Object>,
+    /// Made otherwise than by the dump; their remarks come with it.
+    pub held: BTreeSet<Object>,
     /// Indexes that identify rows.
     pub keys: BTreeSet<Object>,
     /// Indexes of materialised views, which may themselves come late.
@@ -80,6 +82,9 @@ pub(super) fn staged(entries: Vec<Entry>, oids: &Oids) -> Vec<Entry> {
         if !entry.is_remark() {
             previous = (!oids.dropped.contains(&entry.object)).then(|| stage(&entry, oids));
         }
+        if oids.held.contains(&entry.object) {
+            continue;
+        }
         if previous.is_some() {
             entry.stage = previous;
             kept.push(entry);
@@ -115,6 +120,8 @@ mod tests {
 3215; 1259 16403 INDEX public of_view app
 3216; 2620 16404 TRIGGER public t foreshard_guard admin
 3217; 0 0 COMMENT public TRIGGER foreshard_guard ON t admin
+3300; 2620 16407 TRIGGER public t fires_on_replica app
+3301; 0 0 COMMENT public TRIGGER fires_on_replica ON t app
 3218; 2606 16405 FK CONSTRAINT public u u_t_fkey app
 3219; 2620 16406 TRIGGER public odd; 1 2 name app
 ";
@@ -122,7 +129,12 @@ mod tests {
     #[test]
     fn every_entry_has_its_stage() {
         let class = |class, oid| BTreeSet::from([Object { class, oid }]);
-        let oids = Oids { dropped: class(2620, 16404), keys: class(1259, 16401), late: class(1259, 16403) };
+        let oids = Oids {
+            dropped: class(2620, 16404),
+            held: class(2620, 16407),
+            keys: class(1259, 16401),
+            late: class(1259, 16403),
+        };
         let staged: Vec<_> = staged(parse(LIST), &oids)
             .into_iter()
             .map(|e| (e.line.split(';').next().unwrap().parse::<u32>().unwrap(), e.stage.unwrap()))
@@ -134,6 +146,7 @@ mod tests {
             (3213, Stage::Indexes),
             (3214, Stage::Indexes),
             (3215, Stage::Rest),
+            (3301, Stage::Rest),
             (3218, Stage::Rest),
             (3219, Stage::Rest),
         ];

@@ -1,10 +1,14 @@
 //! Materialised views arrive empty: they are filled as late as their readers allow.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::Dump;
 use crate::BackendError;
 use crate::postgres::session::{Session, get};
+
+/// Longest time that one may take.
+const FILL: Duration = Duration::from_secs(6 * 3600);
 
 impl Dump {
     /// Fills, on the target, the materialised views that are filled on the source, each after those that it reads. They
@@ -22,7 +26,7 @@ impl Dump {
                     "BEGIN; SET LOCAL search_path TO DEFAULT; SET LOCAL session_replication_role = replica; \
                      REFRESH MATERIALIZED VIEW {view}; COMMIT"
                 );
-                let filled = target.run("filling a materialised view", &sql).await;
+                let filled = target.run_within(FILL, "filling a materialised view", &sql).await;
                 if filled.is_err() {
                     target.run("giving up a materialised view", "ROLLBACK").await?;
                 }

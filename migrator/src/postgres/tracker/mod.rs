@@ -7,7 +7,9 @@
 mod changed;
 mod follow;
 
-pub(crate) use changed::{Changed, ChangedKeys, Limits, TableName, Why};
+#[cfg(test)]
+pub(crate) use changed::Why;
+pub(crate) use changed::{Changed, ChangedKeys, Limits};
 pub(crate) use follow::FollowError;
 
 use super::lsn::{Lsn, WalGeometry};
@@ -73,6 +75,7 @@ pub(crate) enum TrackedSlot {
     /// One of its own that goes with its connection: nothing is left behind, whatever happens.
     Temporary(String),
     /// One that exists, whose owner removes it. It is read from where it was confirmed, and confirmed as it is read.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for a slot that outlives its reader"))]
     Existing(String),
 }
 
@@ -169,6 +172,7 @@ impl ChangeTracker {
     /// # Errors
     /// [`TrackerError::Lost`] if the stream had failed or could not be ended in order, [`TrackerError::StillRunning`] if time
     /// is up; the connection is closed anyway.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for a slot that outlives its reader"))]
     pub(crate) async fn stop(mut self, within: Duration) -> Result<(), TrackerError> {
         let ended = tokio::time::timeout(within, async {
             // An error means that the task has ended.

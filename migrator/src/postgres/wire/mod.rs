@@ -15,7 +15,7 @@ mod stream;
 
 pub(crate) use error::{ServerError, WireCause, WireError};
 pub(crate) use login::SESSION_SETTINGS;
-pub(crate) use slot::{CreatedSlot, ExportedSnapshot, SlotLife};
+pub(crate) use slot::{ExportedSnapshot, SlotLife};
 pub(crate) use stream::{Event, LogicalStream, StreamFrom};
 
 use super::cursor::Cursor;

@@ -65,6 +65,7 @@ impl ExportedSnapshot {
     }
 
     /// Gives the snapshot up; the connection can be used again.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests clean up by it"))]
     pub(crate) fn release(self) -> ReplicationConnection {
         self.connection
     }
@@ -108,6 +109,7 @@ impl ReplicationConnection {
     ///
     /// # Errors
     /// [`WireCause::Server`] if it does not exist (42704) or is in use (55006).
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests clean up by it"))]
     pub(crate) async fn drop_slot(&mut self, name: &str, limit: Duration) -> Result<(), WireError> {
         check_slot_name(name).map_err(|cause| self.slot_error(name, cause))?;
         let command = format!("DROP_REPLICATION_SLOT {}", identifier(name));

@@ -145,6 +145,7 @@ impl LogicalStream {
     }
 
     /// Sends what has been queued, within `limit`, without waiting for an event. Cancel-safe.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests wait by it"))]
     pub(crate) async fn flush(&mut self, limit: Duration) -> Result<(), WireError> {
         let flushed = tokio::time::timeout(limit, self.connection.frames.flush()).await;
         flushed.unwrap_or(Err(WireCause::TimedOut(limit))).map_err(|cause| self.error("sending a status update", cause))
