@@ -409,6 +409,15 @@ pub enum MigrateCommand {
         /// Its name
         id: MigrationId,
     },
+    /// Resume poolers whose fence has run out with no controller alive; a process of its own, beside the controller
+    Watchdog {
+        /// Look once and end
+        #[arg(long)]
+        once: bool,
+        /// How often to look
+        #[arg(long, value_name = "DURATION", default_value = "250ms", value_parser = humantime::parse_duration)]
+        every: std::time::Duration,
+    },
     /// Who owns which shard, and where the ring would put it
     Ring {
         /// Nodes and their capacities, for the ring [default: data.topology of the settings, if there is such a file]

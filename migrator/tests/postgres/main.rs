@@ -11,4 +11,5 @@ mod measure;
 mod moves;
 mod mutants;
 mod smoke;
+mod watchdog;
 mod watched;

@@ -11,7 +11,9 @@ use foreshard_api::{DryRunReport, MigrationDetails, StartMigration};
 use foreshard_control::{details, dry_run, migrations};
 use foreshard_domain::{Clock, Consistency, MigrationId, SystemClock};
 use foreshard_migrator::DriverConfig;
+use foreshard_migrator::postgres::Watchdog;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::args::{MigrateCommand, MigrateStartArgs};
 use crate::commands::runtime;
@@ -57,9 +59,31 @@ pub fn run(command: &MigrateCommand, settings: &Settings, format: Format) -> Res
             MigrateCommand::Finish { id } => {
                 act(settings, format, &["done"], async |access: &Access| Ok(access.client.finish(id).await?.id)).await
             }
+            MigrateCommand::Watchdog { once, every } => watchdog(settings, format, *once, *every).await,
             MigrateCommand::Ring { topology } => ring::run(topology.as_deref(), settings, format).await,
         }
     })
+}
+
+/// Looks at every pooler, once or until it is interrupted.
+async fn watchdog(settings: &Settings, format: Format, once: bool, every: Duration) -> Result<Verdict, Failure> {
+    if settings.postgres.poolers.is_empty() {
+        return Err("no pooler is configured: add one to postgres.poolers of foreshard.toml".into());
+    }
+    let watchdog = Watchdog::new(settings.postgres.clone());
+    if !once {
+        tokio::select! {
+            () = watchdog.run(every) => {}
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+        }
+        return Ok(Verdict::Done);
+    }
+    let resumed = watchdog.look().await?;
+    output::print(format, &resumed, |resumed| match resumed.as_slice() {
+        [] => "no pooler waits for a fence that has run out".to_owned(),
+        some => some.iter().map(|what| format!("resumed {what}")).collect::<Vec<_>>().join("\n"),
+    })?;
+    Ok(Verdict::Done)
 }
 
 fn asked(args: &MigrateStartArgs) -> StartMigration {
