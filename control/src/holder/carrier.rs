@@ -168,7 +168,8 @@ impl Carrier {
         self.stop.clone().drop_guard()
     }
 
-    /// What time brings: copies whose retention is over are removed, and what stopped with an error is tried again.
+    /// What time brings: copies whose retention is over are removed, what stopped with an error is tried again, and what is
+    /// long over is forgotten.
     pub(crate) async fn keep_up(self: &Arc<Self>) -> Result<(), DriverError> {
         let (state, now) = (self.read().await?, self.parts.clock.model());
         for record in state.migrations.values() {
@@ -182,7 +183,7 @@ impl Carrier {
                 self.carry(record.id.clone());
             }
         }
-        Ok(())
+        self.driver.forget_old().await.map(drop)
     }
 
     /// Waits until no task is at work.
