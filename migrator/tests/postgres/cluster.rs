@@ -142,7 +142,14 @@ pub fn pooler_address(pooler: &Pooler) -> PoolerAddress {
 }
 
 pub fn config() -> DriverConfig {
-    DriverConfig { retries: 4, max_backoff: Duration::from_secs(1), retention_ms: 0, ..DriverConfig::default() }
+    DriverConfig {
+        // A test machine may be busy with other tests; how long fences are is measured elsewhere.
+        fence_limit: Duration::from_secs(3),
+        retries: 4,
+        max_backoff: Duration::from_secs(1),
+        retention_ms: 0,
+        ..DriverConfig::default()
+    }
 }
 
 pub fn a_move(source: &NodeId, target: &NodeId) -> Move {

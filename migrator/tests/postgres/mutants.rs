@@ -63,7 +63,7 @@ async fn noticed(mutant: Option<Mutant>, planted: bool) -> Vec<String> {
     if found.is_empty() {
         checker.acknowledges(30).await;
         // Longer than any fence: who is only fenced opens again.
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        tokio::time::sleep(crate::cluster::config().fence_limit + Duration::from_millis(500)).await;
         if takes_writes(&cluster.source).await {
             found.push("M2: the old owner takes writes".into());
         }

@@ -59,7 +59,7 @@ async fn m7_clients_are_released_with_no_controller_alive_unless_the_source_is_s
     driver.finish(&id).await.unwrap();
 
     let id = die_at(&cluster, 2, "seal", When::After).await;
-    assert_eq!(resumed(&watchdog, Duration::from_secs(5)).await, Vec::<String>::new(), "it is sealed");
+    assert_eq!(resumed(&watchdog, Duration::from_secs(8)).await, Vec::<String>::new(), "it is sealed");
     assert_eq!(cluster.poolers[0].paused().await, [SHOP]);
     // The recovery of the next controller finishes it forward.
     let driver = cluster.controller().await;
