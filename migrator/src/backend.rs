@@ -293,6 +293,9 @@ pub trait Backend: Send + Sync {
     /// source is the planned target): removes that copy and both logs.
     async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError>;
 
+    /// Forgets what is kept in memory of a migration that has ended or was only rehearsed.
+    fn let_go(&self, _spec: &MoveSpec) {}
+
     /// Rows of load per shard and of each node's residual since the last call.
     async fn observe(&self) -> Result<Vec<Observation>, BackendError>;
 

@@ -47,6 +47,7 @@ pub async fn rehearse(
     let driver = Driver::new(store, Arc::clone(&dry) as Arc<dyn Backend>, clock, config, term);
     let id = driver.start(planned, plan, consistency).await?;
     let record = driver.run(&id).await?;
+    dry.let_go(&record.spec(crate::Way::There));
     Ok(Rehearsal { record, steps: dry.lines() })
 }
 
@@ -272,6 +273,10 @@ impl Backend for DryRun {
 
     async fn finish(&self, _spec: &MoveSpec) -> Result<Left, BackendError> {
         Err(unexpected("a finish"))
+    }
+
+    fn let_go(&self, spec: &MoveSpec) {
+        self.inner.let_go(spec);
     }
 
     async fn observe(&self) -> Result<Vec<Observation>, BackendError> {

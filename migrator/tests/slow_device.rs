@@ -30,6 +30,13 @@ impl HangingStore {
         self.hang.lock().unwrap().after = Some(commits);
     }
 
+    /// Waits until a commit hangs.
+    async fn hangs(&self) {
+        while !self.hang.lock().unwrap().hangs {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn let_go(&self) {
         let hangs = std::mem::take(&mut self.hang.lock().unwrap().hangs);
         assert!(hangs, "nothing hangs");
@@ -81,7 +88,7 @@ fn spec() -> MoveSpec {
 struct Bench {
     source: Arc<HangingStore>,
     target: Arc<HangingStore>,
-    backend: EmbeddedBackend,
+    backend: Arc<EmbeddedBackend>,
 }
 
 impl Bench {
@@ -95,7 +102,7 @@ impl Bench {
         for n in 0..50u8 {
             engine.put(&spec().shard, &[n], b"v", u128::from(n)).await.unwrap();
         }
-        let backend = EmbeddedBackend::new(engine, MoveSettings::default(), Arc::new(SystemClock));
+        let backend = Arc::new(EmbeddedBackend::new(engine, MoveSettings::default(), Arc::new(SystemClock)));
         backend.prepare(&spec()).await.unwrap();
         assert_eq!(backend.copy(&spec(), None).await.unwrap().next, None);
         let verified = backend.verify(&spec(), None).await.unwrap();
@@ -109,7 +116,11 @@ async fn the_next_call_waits_for_the_work_of_one_that_was_given_up() {
     let rows = || bench.target.snapshot().unwrap().range(Keyspace::Rows, &[], &[255], 100).unwrap().len();
     // The removal hangs after the copy was marked, in the middle of its rows, where it holds no lock of the node.
     bench.target.hang_after(1);
-    assert!(tokio::time::timeout(SOON, bench.backend.undo(&spec())).await.is_err(), "it hangs");
+    let backend = bench.backend.clone();
+    let given_up = tokio::spawn(async move { backend.undo(&spec()).await });
+    bench.target.hangs().await;
+    given_up.abort();
+    assert!(given_up.await.is_err(), "it hung");
     assert_eq!(rows(), 50);
     assert!(tokio::time::timeout(SOON, bench.backend.undo(&spec())).await.is_err(), "it waits");
     assert!(tokio::time::timeout(SOON, bench.backend.source_state(&spec())).await.is_err(), "and so does any other");
@@ -125,7 +136,11 @@ async fn m7_a_seal_that_was_given_up_has_ended_when_the_source_is_asked() {
     let fence_at = bench.backend.fence(&spec(), SystemClock.real().plus(Duration::from_secs(60))).await.unwrap();
     let proof = bench.backend.prove(&spec(), fence_at, &verified).await.unwrap();
     bench.source.hang_after(0);
-    assert!(tokio::time::timeout(SOON, bench.backend.seal(&spec(), &proof)).await.is_err(), "it hangs");
+    let backend = bench.backend.clone();
+    let given_up = tokio::spawn(async move { backend.seal(&spec(), &proof).await });
+    bench.source.hangs().await;
+    given_up.abort();
+    assert!(given_up.await.is_err(), "it hung");
     let (_, state) = futures::join!(
         async {
             tokio::time::sleep(SOON).await;

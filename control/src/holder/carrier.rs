@@ -6,6 +6,7 @@ use foreshard_migrator::{
     Backend, Driver, DriverConfig, DriverError, MigrationRecord, MigrationState, Request, State, StateStore, StoreError,
 };
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -34,8 +35,10 @@ pub struct HolderParts {
 pub(crate) struct Carrier {
     parts: HolderParts,
     driver: Driver,
+    stays: bool,
     tasks: TaskTracker,
     stop: CancellationToken,
+    stopping: AtomicBool,
     kept: Mutex<Kept>,
 }
 
@@ -49,9 +52,10 @@ struct Kept {
 }
 
 impl Carrier {
-    pub(crate) fn new(parts: HolderParts, driver: Driver) -> Arc<Self> {
+    /// `stays` tells whether anybody reads the log: a holder that lasts as long as a command leaves the telling to it.
+    pub(crate) fn new(parts: HolderParts, driver: Driver, stays: bool) -> Arc<Self> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        Arc::new(Self { parts, driver, tasks, stop, kept: Mutex::default() })
+        Arc::new(Self { parts, driver, stays, tasks, stop, stopping: AtomicBool::new(false), kept: Mutex::default() })
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -61,6 +65,10 @@ impl Carrier {
     /// Works on a migration in a task of its own until it is at rest. If another task works on it already, this one waits
     /// for it and then finds out whether something is left to do, so that no request falls between the two.
     pub(crate) fn carry(self: &Arc<Self>, id: MigrationId) {
+        // What is asked while this process ends is durable, and for the next one to carry out.
+        if self.stopping.load(Ordering::SeqCst) {
+            return;
+        }
         let at_work = AtWork::begin(Arc::clone(self), id.clone());
         self.tasks.spawn(async move {
             let carrier = Arc::clone(&at_work.carrier);
@@ -80,7 +88,9 @@ impl Carrier {
             }
             Err(error) => {
                 let error = reason(&error);
-                tracing::error!(migration = %id, error, "stopped; what is durable stays as it is");
+                if self.stays {
+                    tracing::error!(migration = %id, error, "stopped; what is durable stays as it is");
+                }
                 self.kept().errors.insert(id.clone(), error);
             }
         }
@@ -195,7 +205,11 @@ impl Carrier {
     /// Stops: owner changes under way have until `patience` is over to come through, since writes wait for them; everything
     /// else stands still at once and is taken up by the next holder.
     pub(crate) async fn stop(&self, patience: Duration) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.driver.begin_no_fences();
         let through = async {
+            // A fence that was decided on a moment ago is in the store by then.
+            tokio::time::sleep(LOOK_EVERY).await;
             while self.changes_owner().await {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
@@ -224,7 +238,11 @@ struct AtWork {
 
 impl AtWork {
     fn begin(carrier: Arc<Carrier>, id: MigrationId) -> Self {
-        *carrier.kept().carried.entry(id.clone()).or_default() += 1;
+        {
+            let mut kept = carrier.kept();
+            *kept.carried.entry(id.clone()).or_default() += 1;
+            kept.errors.remove(&id);
+        }
         Self { carrier, id }
     }
 }

@@ -96,7 +96,7 @@ impl ControlServer {
         let HolderParts { store, backend, clock, driver } = parts.clone();
         let driver = Driver::new(store, backend, clock, driver, term);
         let left = driver.recover().await.map_err(HolderError::Recover)?;
-        let carrier = Carrier::new(parts, driver);
+        let carrier = Carrier::new(parts, driver, keep_up_every.is_some());
         let stop = CancellationToken::new();
         let keeping_up = keep_up_every.map(|every| {
             left.into_iter().for_each(|id| carrier.carry(id));

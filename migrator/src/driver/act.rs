@@ -2,6 +2,7 @@
 
 use foreshard_domain::RealTime;
 use futures::future::BoxFuture;
+use std::sync::atomic::Ordering;
 
 use super::cut_over::{CutOver, CutOverLimits, CutOverObservation, decide_cut_over};
 use super::follow::Figures;
@@ -141,6 +142,7 @@ impl Driver {
         self.or_broke(record, done, |lag| {
             let observed = CutOverObservation { lag, rounds: record.progress.rounds };
             let event = match decide_cut_over(&observed, &limits) {
+                CutOver::Go if then_fence && self.no_fences.load(Ordering::SeqCst) => Event::Behind,
                 CutOver::Go if then_fence => Event::Near { deadline: self.clock.real().plus(self.config.fence_limit) },
                 CutOver::Go => Event::CaughtUp,
                 CutOver::Wait => Event::Behind,

@@ -40,6 +40,7 @@ pub struct Driver {
     config: DriverConfig,
     term: LeaderTerm,
     deposed: AtomicBool,
+    no_fences: AtomicBool,
     /// One migration is worked on by one task of this driver at a time.
     at_work: Mutex<BTreeMap<MigrationId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -54,7 +55,22 @@ impl Driver {
         config: DriverConfig,
         term: LeaderTerm,
     ) -> Self {
-        Self { store, backend, clock, config, term, deposed: AtomicBool::new(false), at_work: Mutex::default() }
+        Self {
+            store,
+            backend,
+            clock,
+            config,
+            term,
+            deposed: AtomicBool::new(false),
+            no_fences: AtomicBool::new(false),
+            at_work: Mutex::default(),
+        }
+    }
+
+    /// From now on begins no fence: migrations come near and stay there, so that this process can end without clients waiting
+    /// for it.
+    pub fn begin_no_fences(&self) {
+        self.no_fences.store(true, Ordering::SeqCst);
     }
 
     /// The leader term in which it commits.
@@ -167,6 +183,9 @@ impl Driver {
         loop {
             let record = self.known(&self.read().await?, id)?;
             if record.state.is_at_rest() {
+                if record.state.is_terminal() {
+                    self.backend.let_go(&record.spec(Way::There));
+                }
                 self.forget_turn(&record);
                 return Ok(record);
             }

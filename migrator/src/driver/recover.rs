@@ -22,24 +22,32 @@ impl Driver {
             .await
             .map_err(|source| DriverError::Engine { term, source })?;
         let state = self.read().await?;
-        let (mut clear, mut rest) = (Vec::new(), Vec::new());
-        for record in state.migrations.values().filter(|m| !m.state.is_terminal()) {
-            match self.take_up(record).await {
-                Ok(()) => clear.push(&record.id),
-                Err(error) => rest.push(self.held_up(record, error)?),
-            }
-        }
-        for id in clear {
-            let record = self.known(&self.read().await?, id)?;
-            if record.state.must_go_forward() {
-                if let Err(error) = self.run(id).await {
-                    rest.push(self.held_up(&record, error)?);
-                }
-            } else if !record.state.is_at_rest() {
-                rest.push(id.clone());
+        let mut rest = Vec::new();
+        // Clients wait for what is past the seal: it must not wait for a node that some other migration asks in vain.
+        let unfinished = state.migrations.values().filter(|m| !m.state.is_terminal());
+        let (forward, others): (Vec<_>, Vec<_>) = unfinished.partition(|m| m.state.must_go_forward());
+        for record in forward.into_iter().chain(others) {
+            let taken_up = match self.take_up(record).await {
+                Ok(()) => self.go_forward(&record.id, &mut rest).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = taken_up {
+                rest.push(self.held_up(record, error)?);
             }
         }
         Ok(rest)
+    }
+
+    /// Finishes what is past the point of no return; adds what else has work to do to `rest`.
+    async fn go_forward(&self, id: &MigrationId, rest: &mut Vec<MigrationId>) -> Result<(), DriverError> {
+        let record = self.known(&self.read().await?, id)?;
+        if record.state.must_go_forward() {
+            return self.run(id).await.map(drop);
+        }
+        if !record.state.is_at_rest() {
+            rest.push(id.clone());
+        }
+        Ok(())
     }
 
     /// Notes the change of controller and finds out what the stored state does not tell.

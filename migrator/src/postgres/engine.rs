@@ -120,6 +120,10 @@ impl Backend for PostgresBackend {
         self.finish_move(&mut live, spec).await
     }
 
+    fn let_go(&self, spec: &MoveSpec) {
+        self.forget(spec);
+    }
+
     async fn observe(&self) -> Result<Vec<Observation>, BackendError> {
         self.observe_load().await
     }

@@ -11,9 +11,9 @@ pub(crate) mod held;
 pub(crate) mod programs;
 mod restore;
 #[cfg(test)]
-mod tests;
+mod test_throughput;
 #[cfg(test)]
-mod throughput;
+mod tests;
 mod toc;
 pub(crate) mod views;
 

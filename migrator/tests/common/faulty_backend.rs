@@ -182,6 +182,10 @@ impl Backend for FaultyBackend {
         self.pass(self.inner.finish(spec)).await
     }
 
+    fn let_go(&self, spec: &MoveSpec) {
+        self.inner.let_go(spec);
+    }
+
     async fn observe(&self) -> Result<Vec<Observation>, BackendError> {
         self.inner.observe().await
     }

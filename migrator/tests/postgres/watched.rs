@@ -171,6 +171,10 @@ impl<B: Backend> Backend for Watched<B> {
         self.inner.finish(spec).await
     }
 
+    fn let_go(&self, spec: &MoveSpec) {
+        self.inner.let_go(spec);
+    }
+
     async fn observe(&self) -> Result<Vec<Observation>, BackendError> {
         self.inner.observe().await
     }

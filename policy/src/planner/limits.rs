@@ -30,6 +30,8 @@ pub(crate) fn shard_refusal(model: &Model<'_>, shard: usize) -> Option<Refused> 
         return Some(hard("unknown_size", format!("nothing is known of {} but its forecast", s.id)));
     };
     if let Some(until) = facts.held_until.filter(|until| model.input.now < *until) {
+        let until =
+            if until == Timestamp::from_ms(i64::MAX) { "its migration ends".to_owned() } else { until.to_string() };
         return Some(hard("held_by_retention", format!("the way back of {}'s last move is kept until {until}", s.id)));
     }
     let cool_down = model.input.settings.cool_down_shard_ms;

@@ -59,7 +59,11 @@ impl Access {
     pub async fn close(self, interrupted: bool) {
         let Some(own) = self.own else { return };
         if !interrupted {
-            own.settled().await;
+            // Others may have asked this process for moves: it goes on for them, until it is told to stop.
+            tokio::select! {
+                () = own.settled() => {}
+                _ = crate::commands::serve::interrupted() => {}
+            }
         }
         own.shutdown().await;
     }
