@@ -268,7 +268,6 @@ impl Settings {
         let mut all = Self::default();
         all.migrate.pace_bytes_per_s = Some(0.0);
         all.postgres.copy_bytes_per_s = Some(0.0);
-        all.postgres.replication_user = Some(String::new());
         Table::try_from(all)
     }
 
@@ -320,7 +319,6 @@ mod tests {
 retention = "7d"
 pace_bytes_per_s = 1e6
 [postgres]
-replication_user = "replicator"
 long_transactions = { refuse = { after = "1m" } }
 poolers = [{ name = "p1", host = "localhost", port = 6432, user = "admin", routes = "/etc/pgbouncer/shards.ini" }]
 [postgres.nodes."db1.example"]
@@ -333,10 +331,7 @@ user = "postgres"
         assert_eq!(settings.migrate.driver().retention_ms, 7 * 86_400_000);
         assert_eq!(settings.migrate.driver().pace_bytes_per_s, Some(1e6));
         assert_eq!(settings.postgres.nodes.keys().map(|n| n.as_str()).collect::<Vec<_>>(), ["db1.example"]);
-        assert_eq!(
-            (settings.postgres.poolers.len(), settings.postgres.replication_user.as_deref()),
-            (1, Some("replicator"))
-        );
+        assert_eq!(settings.postgres.poolers.len(), 1);
         assert_eq!(MigrateSettings::default().driver(), foreshard_migrator::DriverConfig::default());
         std::fs::write(&path, "[postgres.nodes.n1]\nhost = \"a\"\nport = 1\nuser = \"u\"\nprot = 2\n").unwrap();
         let error = Settings::load(Some(&path)).unwrap_err().to_string();

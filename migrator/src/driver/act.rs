@@ -222,6 +222,10 @@ impl Driver {
         error: BackendError,
     ) -> Result<Performed, DriverError> {
         if matches!(error, BackendError::Bug { .. }) {
+            // A person has to look, but clients must not wait for that.
+            if let Err(held) = self.lift_fence(&record.spec(way)).await {
+                tracing::warn!(migration = %record.id, error = with_causes(&held), "the fence could not be lifted");
+            }
             return Err(stuck(record, error));
         }
         let permanent = matches!(error, BackendError::Permanent { .. });

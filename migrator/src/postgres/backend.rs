@@ -203,10 +203,7 @@ impl PostgresBackend {
     pub(super) fn peer(&self, node: &NodeId, database: &str) -> Result<String, BackendError> {
         let address = self.address(node)?;
         let (host, port) = address.peer();
-        let (user, password) = match &self.settings.replication_user {
-            Some(user) => (user.as_str(), self.settings.replication_password.as_str()),
-            None => (address.user.as_str(), address.password.as_str()),
-        };
+        let (user, password) = (address.user.as_str(), address.password.as_str());
         let pair = |key: &str, value: &str| format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
         Ok([
             pair("host", host),

@@ -201,7 +201,7 @@ impl PostgresBackend {
         match SnapshotCopy::begin(between, &names.slot(Way::There), &self.settings, SNAPSHOT).await {
             Ok(copy) => {
                 live.copy = Some(copy);
-                Ok(())
+                all_covered(&ends.source, &names).await
             }
             Err(CopyError::Failed(error)) => Err(error),
             Err(lost) => {
@@ -341,8 +341,32 @@ impl PostgresBackend {
     }
 }
 
+/// A table made by a transaction that was open when the guards were set would be copied, but its changes neither stopped
+/// nor told. Making the slot has waited for all such transactions, so that now they are seen.
+async fn all_covered(source: &Session, names: &Names) -> Result<(), BackendError> {
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND {} AND (\
+           NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '{}' AND t.tgenabled = 'A') \
+           OR c.relkind = 'r' AND NOT EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
+             WHERE r.prrelid = c.oid AND p.pubname = {})) ORDER BY 1",
+        catalog::NOT_SYSTEM,
+        super::names::GUARD,
+        literal(&names.publication(Way::There))
+    );
+    let rows = source.texts("looking for tables that were made meanwhile", &sql).await?;
+    let missed: Vec<String> = rows.into_iter().filter_map(|mut row| row.pop().flatten()).collect();
+    if missed.is_empty() {
+        return Ok(());
+    }
+    let why = format!("tables were made while it began: {}; start it again", missed.join(", "));
+    Err(permanent("beginning the copy", why))
+}
+
 /// Empties the target's tables for a copy that begins.
 async fn empty(target: &Session, tables: &[Table]) -> Result<(), BackendError> {
+    // With the rows goes the record of which pieces were written.
+    target.run("forgetting what was copied", &format!("DROP TABLE IF EXISTS {SCHEMA}.copied")).await?;
     let list: Vec<String> = tables.iter().map(|t| format!("ONLY {}", t.sql())).collect();
     if list.is_empty() {
         return Ok(());

@@ -67,16 +67,10 @@ impl PostgresBackend {
             Ok(_) => self.fence_and_mark(&source, spec, left()).await,
             Err(error) => Err(error),
         };
-        match stopped {
-            Ok((at, n)) => {
-                live.mark = Some((at, n));
-                Ok(at)
-            }
-            Err(error) => {
-                self.resume_all(live, spec).await?;
-                Err(error)
-            }
-        }
+        // What failed here is taken back by [`Self::lift`], which looks for a seal first.
+        let (at, n) = stopped?;
+        live.mark = Some((at, n));
+        Ok(at)
     }
 
     async fn fence_and_mark(
@@ -99,11 +93,17 @@ impl PostgresBackend {
         }
     }
 
-    /// Resumes every pooler; all are tried before the first error is told.
+    /// Resumes every pooler; all are tried before the first error is told, so that one that is away holds up nobody else.
     async fn resume_all(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
-        self.ready_consoles(live).await?;
-        let resumed = join_all(live.consoles.iter().map(|console| console.resume(spec.shard.as_str()))).await;
-        resumed.into_iter().collect()
+        live.consoles.retain(|console| !console.is_closed());
+        let consoles = &live.consoles;
+        let resumed = join_all(self.settings.poolers.iter().map(|pooler| async {
+            match consoles.iter().find(|console| console.name() == pooler.name) {
+                Some(console) => console.resume(spec.shard.as_str()).await,
+                None => Console::open(pooler).await?.resume(spec.shard.as_str()).await,
+            }
+        }));
+        resumed.await.into_iter().collect()
     }
 
     /// Lifts the fence and releases clients, unless the source is sealed: then they wait for the new route.
@@ -158,8 +158,15 @@ impl PostgresBackend {
                 Way::Back => Ok(()),
             }
         };
-        let (begins, found) = tokio::join!(begins, comparing.comparison.finish_in_fence(ends.sides(), fence_at));
+        let (begins, durable, large, found) = tokio::join!(
+            begins,
+            guard::note_proven(&ends.target, spec, fence_at),
+            no_large_objects(&ends.source),
+            comparing.comparison.finish_in_fence(ends.sides(), fence_at),
+        );
         begins?;
+        durable?;
+        large?;
         let found = found?;
         let verification = Verification {
             ranges: verified.ranges.saturating_add(found.ranges),
@@ -199,7 +206,10 @@ impl PostgresBackend {
     /// What the source says of itself.
     pub(super) async fn ask_source(&self, live: &mut Live, spec: &MoveSpec) -> Result<SourceState, BackendError> {
         let source = live.session(self, spec, &spec.source).await?;
-        Ok(guard::control(&source).await?.map_or(SourceState::Open, |control| guard::source_state(&control)))
+        match guard::control(&source).await? {
+            Some(control) => guard::source_state(&control, spec),
+            None => Ok(SourceState::Open),
+        }
     }
 
     /// Opens the target in the new epoch.
@@ -254,6 +264,15 @@ impl PostgresBackend {
             console.resume(shard.as_str()).await
         }));
         sent.await.into_iter().collect()
+    }
+}
+
+/// Large objects are made without a change of the schema or of a table, and nothing carries them.
+async fn no_large_objects(source: &Session) -> Result<(), BackendError> {
+    let doing = "looking for large objects";
+    match source.texts(doing, "SELECT 1 FROM pg_largeobject_metadata LIMIT 1").await?.is_empty() {
+        true => Ok(()),
+        false => Err(permanent(doing, "large objects were made during the move, and would stay behind")),
     }
 }
 

@@ -64,6 +64,9 @@ BEGIN
   IF session_user LIKE {terms} OR current_setting('application_name') LIKE {own} THEN
     RETURN;
   END IF;
+  IF TG_TAG = 'REFRESH MATERIALIZED VIEW' THEN
+    RETURN;
+  END IF;
   IF TG_EVENT = 'sql_drop' THEN
     IF NOT EXISTS (SELECT FROM pg_event_trigger_dropped_objects() WHERE NOT is_temporary) THEN RETURN; END IF;
   ELSIF NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE schema_name IS DISTINCT FROM 'pg_temp') THEN
@@ -138,9 +141,6 @@ pub(super) async fn in_short_transactions(session: &Session, doing: &str, sql: &
             Err(error) => error,
         };
         tries += 1;
-        if !session.is_closed() {
-            session.run("ending a transaction", "ROLLBACK").await?;
-        }
         if sqlstate(&error) != Some("55P03") || tries >= TRIES {
             return Err(error);
         }
@@ -165,7 +165,11 @@ pub(super) async fn guard_schema(session: &Session, names: &Names) -> Result<(),
 
 /// Removes guards and the move's schema; nothing happens if there are none.
 pub(super) async fn remove(session: &Session, lock_timeout: Duration) -> Result<(), BackendError> {
-    let mine = format!("SELECT evtname::text FROM pg_event_trigger WHERE evtname LIKE {}", like(PREFIX));
+    let mine = format!(
+        "SELECT evtname::text FROM pg_event_trigger WHERE evtname LIKE {} AND evtfoid IN (SELECT p.oid FROM pg_proc p \
+         JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = '{SCHEMA}')",
+        like(PREFIX)
+    );
     for row in session.query("looking for guards of the schema", &mine, &[]).await? {
         let name: String = get(&row, 0)?;
         session
@@ -223,12 +227,18 @@ pub(super) async fn control(session: &Session) -> Result<Option<Control>, Backen
 }
 
 /// What the source of a move says of itself.
-pub(super) fn source_state(control: &Control) -> SourceState {
-    match control.state.as_str() {
+pub(super) fn source_state(control: &Control, spec: &MoveSpec) -> Result<SourceState, BackendError> {
+    if control.migration != spec.migration.as_str() || control.epoch != spec.epoch {
+        return Err(refused(
+            "asking the source for its state",
+            format!("it is {} in epoch {} by migration {}", control.state, control.epoch, control.migration),
+        ));
+    }
+    Ok(match control.state.as_str() {
         "sealed" => SourceState::Sealed,
         "fenced" if control.fenced => SourceState::Fenced,
         _ => SourceState::Open,
-    }
+    })
 }
 
 fn refused(doing: &str, why: String) -> BackendError {
@@ -266,9 +276,9 @@ fn mine(spec: &MoveSpec) -> String {
 pub(super) async fn fence(session: &Session, spec: &MoveSpec, lasts: Duration) -> Result<(), BackendError> {
     let doing = "stopping writes";
     let sql = format!(
-        "SET lock_timeout = '{ms}ms'; UPDATE {SCHEMA}.control SET state = 'fenced', fences = fences + 1, \
+        "BEGIN; SET LOCAL lock_timeout = '{ms}ms'; UPDATE {SCHEMA}.control SET state = 'fenced', fences = fences + 1, \
            fenced_at = clock_timestamp(), deadline = clock_timestamp() + interval '{ms} ms', fence_at = NULL \
-         WHERE {mine} AND state IN ('open', 'fenced') RETURNING 1",
+         WHERE {mine} AND state IN ('open', 'fenced') RETURNING 1; COMMIT",
         ms = lasts.as_millis().max(1),
         mine = mine(spec)
     );
@@ -287,7 +297,8 @@ pub(super) async fn drained(session: &Session) -> Result<(), BackendError> {
            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
            AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') \
            AND n.nspname <> 'pg_catalog' AND n.nspname <> '{SCHEMA}' AND l.pid IS DISTINCT FROM pg_backend_pid() \
-           AND COALESCE(a.backend_type, 'client backend') IN ('client backend', 'parallel worker')"
+           AND COALESCE(a.backend_type, 'client backend') NOT IN \
+             ('autovacuum worker', 'autovacuum launcher', 'walsender', 'logical replication worker')"
     );
     let read = || async {
         let rows = session.texts("waiting for writers to end", &held).await?;
@@ -344,16 +355,35 @@ pub(super) async fn unfence(session: &Session, spec: &MoveSpec) -> Result<(), Ba
     session.run("lifting the fence", &sql).await
 }
 
-/// The point of no return: one statement, conditional on state, epoch, position and deadline. Its commit is durable on
-/// this server whatever the session's or the server's default is.
+/// The point of no return: one transaction, conditional on state, epoch, position and deadline, and durable whatever the
+/// server's default is. The row is locked first and judged then: a statement that waited for a writer's `FOR SHARE` would
+/// not look at the deadline again.
 pub(super) async fn seal(session: &Session, spec: &MoveSpec, proven: Position) -> Result<(), BackendError> {
     let doing = "sealing the source";
     let sql = format!(
-        "SET synchronous_commit = on; UPDATE {SCHEMA}.control SET state = 'sealed' \
+        "BEGIN; SET LOCAL synchronous_commit = on; SELECT 'locked' FROM {SCHEMA}.control FOR UPDATE; \
+         UPDATE {SCHEMA}.control SET state = 'sealed' \
          WHERE {} AND (state = 'sealed' OR (state = 'fenced' AND fence_at = '0/0'::pg_lsn + {}::numeric \
-           AND fenced_at <= clock_timestamp() AND clock_timestamp() < deadline)) RETURNING 1",
+           AND fenced_at <= clock_timestamp() AND clock_timestamp() < deadline)) RETURNING 'sealed'; COMMIT",
         mine(spec),
         proven.0
+    );
+    let rows = session.texts(doing, &sql).await?;
+    match rows.iter().flatten().any(|text| text.as_deref() == Some("sealed")) {
+        true => Ok(()),
+        false => Err(refusal(session, doing, spec).await),
+    }
+}
+
+/// Notes on the target what it has been proven to hold, by a synchronous commit: everything that was applied before it is on
+/// disk then, although subscriptions apply without waiting for it.
+pub(super) async fn note_proven(session: &Session, spec: &MoveSpec, proven: Position) -> Result<(), BackendError> {
+    let doing = "making what was applied durable";
+    let sql = format!(
+        "BEGIN; SET LOCAL synchronous_commit = on; UPDATE {SCHEMA}.control SET fence_at = '0/0'::pg_lsn + {}::numeric \
+         WHERE migration = {} AND state IN ('importing', 'sealed') RETURNING 1; COMMIT",
+        proven.0,
+        literal(spec.migration.as_str())
     );
     match session.texts(doing, &sql).await?.is_empty() {
         false => Ok(()),
@@ -375,11 +405,7 @@ pub(super) async fn note_opening(
         literal(&opening.join("; ")),
         closing.join("; ")
     );
-    let noted = session.run("closing the database to clients", &sql).await;
-    if noted.is_err() && !session.is_closed() {
-        session.run("ending a transaction", "ROLLBACK").await?;
-    }
-    noted
+    session.run("closing the database to clients", &sql).await
 }
 
 /// Opens the shard here in `epoch`, to everybody who could log in where it comes from; nothing happens if it is already.
@@ -394,25 +420,22 @@ pub(super) async fn open(session: &Session, spec: &MoveSpec, epoch: Epoch) -> Re
     if found.epoch >= epoch || !matches!(found.state.as_str(), "importing" | "sealed") {
         return Err(refusal(session, doing, spec).await);
     }
-    // The condition is asked for again in the statement itself: an error of it undoes all of them.
+    if found.fence_at.is_none() {
+        return Err(refused(doing, format!("node {} was never proven to hold everything", session.node())));
+    }
+    // The condition is asked for again in the transaction itself; the division fails, and with it all of it, if it does not hold.
     let sql = format!(
-        "BEGIN; {opening}; ALTER DATABASE {database} SET foreshard.epoch = '{e}'; \
+        "BEGIN; SET LOCAL synchronous_commit = on; \
          UPDATE {SCHEMA}.control SET state = 'open', epoch = {e}, deadline = NULL, fence_at = NULL, opening = NULL \
-           WHERE migration = {m} AND epoch < {e} AND state IN ('importing', 'sealed') RETURNING 1; COMMIT",
+           WHERE migration = {m} AND epoch < {e} AND state IN ('importing', 'sealed'); \
+         SELECT 1 / count(*) FROM {SCHEMA}.control WHERE migration = {m} AND epoch = {e} AND state = 'open'; \
+         {opening}; ALTER DATABASE {database} SET foreshard.epoch = '{e}'; COMMIT",
         opening = found.opening.as_deref().filter(|o| !o.is_empty()).unwrap_or("SELECT 1"),
         database = ident(session.database()),
         e = epoch.0,
         m = literal(spec.migration.as_str())
     );
-    let opened = session.texts(doing, &sql).await;
-    if opened.is_err() && !session.is_closed() {
-        session.run("ending a transaction", "ROLLBACK").await?;
-    }
-    // The placeholder of an empty opening is a row too.
-    match opened?.len() > usize::from(found.opening.as_deref().unwrap_or_default().is_empty()) {
-        true => Ok(()),
-        false => Err(refusal(session, doing, spec).await),
-    }
+    session.run(doing, &sql).await
 }
 
 /// The epoch that was last opened here, by which a move that was decided on older knowledge is refused (M2).

@@ -5,6 +5,7 @@
 
 use foreshard_domain::Epoch;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
@@ -20,6 +21,8 @@ pub(super) struct Console {
     client: Client,
     name: String,
     pump: tokio::task::JoinHandle<()>,
+    /// Whether a command waits for its answer, or was given up while it did: answers are told apart by their order alone.
+    waits: AtomicBool,
 }
 
 impl Drop for Console {
@@ -59,20 +62,23 @@ impl Console {
             // Whoever waits for an answer is told how it ended.
             let _ended = connection.await;
         });
-        Ok(Self { client, name: address.name.clone(), pump })
+        Ok(Self { client, name: address.name.clone(), pump, waits: AtomicBool::new(false) })
     }
 
     pub fn name(&self) -> &str {
         &self.name
     }
 
+    /// Whether it is of no more use.
     pub fn is_closed(&self) -> bool {
-        self.client.is_closed()
+        self.client.is_closed() || self.waits.load(Ordering::SeqCst)
     }
 
     async fn ask(&self, doing: &str, command: &str, patience: Duration) -> Result<Vec<SimpleQueryRow>, BackendError> {
         let doing = || format!("{doing} at pooler {}", self.name);
+        self.waits.store(true, Ordering::SeqCst);
         let answer = tokio::time::timeout(patience, self.client.simple_query(command)).await;
+        self.waits.store(answer.is_err(), Ordering::SeqCst);
         let messages = answer.map_err(|e| transient(doing(), e))?.map_err(|e| transient(doing(), e))?;
         Ok(messages
             .into_iter()
@@ -115,16 +121,19 @@ impl Console {
         Ok(self.databases().await?.into_iter().find(|d| d.name == database))
     }
 
-    /// Lets the running transactions end and holds back new ones; `patience` is for the former. When it runs out the database
-    /// is resumed.
+    /// Lets the running transactions end and holds back new ones; `patience` is for the former. When it runs out this
+    /// console is of no more use, and another one has to resume the database.
     pub async fn pause(&self, database: &str, patience: Duration) -> Result<(), BackendError> {
         let doing = format!("pausing database {database}");
         let Err(error) = self.ask(&doing, &format!("PAUSE {}", super::session::ident(database)), patience).await else {
             return Ok(());
         };
+        if self.is_closed() {
+            return Err(error);
+        }
         match self.pooled(database).await {
             // Paused before, and nothing runs: the console says so as an error.
-            Ok(Some(pooled)) if pooled.paused && !self.client.is_closed() && !is_timeout(&error) => Ok(()),
+            Ok(Some(pooled)) if pooled.paused => Ok(()),
             _ => Err(error),
         }
     }
@@ -146,10 +155,6 @@ impl Console {
     pub async fn reload(&self) -> Result<(), BackendError> {
         self.ask("reloading the configuration", "RELOAD", PATIENCE).await.map(drop)
     }
-}
-
-fn is_timeout(error: &BackendError) -> bool {
-    matches!(error, BackendError::Transient { source, .. } if source.is::<tokio::time::error::Elapsed>())
 }
 
 /// Where a route leads.
@@ -252,6 +257,10 @@ fn words(settings: &str) -> Vec<String> {
 pub(super) fn write_route(path: &Path, route: &Route<'_>) -> Result<(), BackendError> {
     let doing = format!("setting the route of {} in {}", route.database, path.display());
     let io = |doing: &str, e: std::io::Error| transient(doing.to_owned(), e);
+    // Moves of other shards, also of other processes, write the same file.
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let locked = std::fs::File::open(folder).and_then(|folder| folder.lock().map(|()| folder));
+    let _locked = locked.map_err(|e| io(&doing, e))?;
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => "[databases]\n".to_owned(),

@@ -131,11 +131,12 @@ impl PostgresBackend {
         for way in [Way::There, Way::Back] {
             replication::unsubscribe(&target, &names.subscription(way)).await?;
         }
-        live.leave(&spec.source);
-        self.drop_copy(spec, &spec.source, Way::Back).await?;
+        // The owner's slots first: they keep back its log, also while the other server is away.
         for slot in slots(&names) {
             replication::drop_slot(&target, &slot).await?;
         }
+        live.leave(&spec.source);
+        self.drop_copy(spec, &spec.source, Way::Back).await?;
         for way in [Way::There, Way::Back] {
             replication::unpublish(&target, &names.publication(way)).await?;
         }

@@ -44,9 +44,12 @@ pub(super) async fn unpublish(session: &Session, name: &str) -> Result<(), Backe
 
 /// Makes a slot in the session's database that nobody reads yet.
 pub(super) async fn make_slot(session: &Session, name: &str) -> Result<(), BackendError> {
-    let sql = "SELECT 1 FROM pg_replication_slots WHERE slot_name = $1";
-    if session.maybe("looking for the slot", sql, &[(&name, Type::TEXT)]).await?.is_some() {
-        return Ok(());
+    // One that somebody is still making has its row already; whoever gave that up gets a new one.
+    let sql = "SELECT confirmed_flush_lsn IS NOT NULL FROM pg_replication_slots WHERE slot_name = $1";
+    match session.maybe("looking for the slot", sql, &[(&name, Type::TEXT)]).await? {
+        Some(row) if get(&row, 0)? => return Ok(()),
+        Some(_) => drop_slot(session, name).await?,
+        None => {}
     }
     let sql = "SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')";
     session.query_within(SLOT_PATIENCE, "making a slot", sql, &[(&name, Type::TEXT)]).await.map(drop)
@@ -184,7 +187,7 @@ pub(super) async fn backlog(session: &Session, slot: &str) -> Result<(u64, Strin
 }
 
 /// Lets a subscription that has not been enabled yet begin at what `publisher` has written so far: earlier changes are there
-/// already. The position is durable with the next commit on the subscriber.
+/// already. The position is durable when this returns.
 pub(super) async fn begin_here(
     subscriber: &Session,
     publisher: &Session,
@@ -198,6 +201,12 @@ pub(super) async fn begin_here(
     })?;
     let rows = publisher.texts(doing, "SELECT pg_current_wal_insert_lsn()").await?;
     let lsn = rows.first().and_then(|r| r.first()).and_then(Clone::clone).unwrap_or_default();
-    let sql = format!("SELECT pg_replication_origin_advance('pg_{}', {}::pg_lsn)", found.oid, literal(&lsn));
+    // The message makes the commit, which would have nothing to write otherwise, wait for the disk.
+    let sql = format!(
+        "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_replication_origin_advance('pg_{}', {}::pg_lsn); \
+         SELECT pg_logical_emit_message(true, 'foreshard', ''); COMMIT",
+        found.oid,
+        literal(&lsn)
+    );
     subscriber.texts(doing, &sql).await.map(drop)
 }

@@ -141,12 +141,25 @@ impl Session {
 
     /// As [`Self::run`], for what may take long.
     pub async fn run_within(&self, patience: Duration, doing: &str, sql: &str) -> Result<(), BackendError> {
-        self.within(patience, doing, self.client.batch_execute(sql)).await
+        let ran = self.within(patience, doing, self.client.batch_execute(sql)).await;
+        self.end_transaction(sql, ran).await
+    }
+
+    /// A batch that begins a transaction and fails in the middle must not leave its session in it.
+    async fn end_transaction<T>(&self, sql: &str, ran: Result<T, BackendError>) -> Result<T, BackendError> {
+        if ran.is_err() && sql.starts_with("BEGIN") && !self.is_closed() {
+            let ended = self.within(PATIENCE, "ending a transaction", self.client.batch_execute("ROLLBACK")).await;
+            if ended.is_err() {
+                self.pump.abort();
+            }
+        }
+        ran
     }
 
     /// Runs statements without parameters, in one round trip, and returns the rows of all as text.
     pub async fn texts(&self, doing: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, BackendError> {
-        let messages = self.within(PATIENCE, doing, self.client.simple_query(sql)).await?;
+        let answered = self.within(PATIENCE, doing, self.client.simple_query(sql)).await;
+        let messages = self.end_transaction(sql, answered).await?;
         Ok(messages
             .iter()
             .filter_map(|message| match message {

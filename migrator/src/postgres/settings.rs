@@ -15,11 +15,6 @@ pub struct PostgresSettings {
     pub nodes: BTreeMap<NodeId, ServerAddress>,
     /// All poolers that clients come through; every one of them is paused under a fence.
     pub poolers: Vec<PoolerAddress>,
-    /// Who subscriptions log in as on the other servers: a role with the attribute REPLICATION and the right to read the shard's
-    /// tables, present on all servers. The servers' own superuser if left out.
-    pub replication_user: Option<String>,
-    /// Its password.
-    pub replication_password: String,
     /// Folder of `pg_dump` and `pg_restore`; empty: what the search path and Debian's folders have for the servers' version.
     pub programs: PathBuf,
     /// Connections that copy, and that build indexes, at once for each move.
@@ -55,8 +50,6 @@ impl Default for PostgresSettings {
         Self {
             nodes: BTreeMap::new(),
             poolers: Vec::new(),
-            replication_user: None,
-            replication_password: String::new(),
             programs: PathBuf::new(),
             copy_connections: 2,
             copy_piece_bytes: 16 << 20,

@@ -64,6 +64,8 @@ impl PostgresBackend {
         };
         let slot = TrackedSlot::Temporary(names.tracker(spec.way));
         let publication = names.publication(spec.way);
+        // A reader whose link hangs holds the slot's name until the server notices.
+        replication::drop_slot(&ends.source, &names.tracker(spec.way)).await?;
         let tracker = ChangeTracker::start(&params, slot, &publication, tracker::Limits::default(), TRACKER)
             .await
             .map_err(|e| failed("beginning to follow changes", e))?;

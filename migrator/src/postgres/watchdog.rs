@@ -11,7 +11,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-use super::backend::PostgresBackend;
 use super::catalog::has_database;
 use super::guard;
 use super::pooler::{Console, Pooled};
@@ -20,8 +19,9 @@ use super::settings::{PoolerAddress, PostgresSettings};
 use crate::BackendError;
 use crate::cause::with_causes;
 
-/// A controller pauses poolers before it fences, and so long may lie between the two.
-const GRACE: Duration = Duration::from_secs(3);
+/// Lengths of a fence that a pooler may be paused with the shard open before it is resumed: a controller pauses poolers before
+/// it fences.
+const GRACE: u32 = 3;
 
 /// What a pooler's paused database is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,14 +38,16 @@ enum Verdict {
 #[derive(Debug)]
 pub struct Watchdog {
     settings: PostgresSettings,
+    grace: Duration,
     /// Since when databases have been seen paused without a fence, by pooler and name.
     open_since: Mutex<BTreeMap<(String, String), Instant>>,
 }
 
 impl Watchdog {
-    /// A watchdog over the poolers and servers of `settings`. It logs in as the configured superusers.
-    pub fn new(settings: PostgresSettings) -> Self {
-        Self { settings, open_since: Mutex::default() }
+    /// A watchdog over the poolers and servers of `settings`, for controllers whose fences last at most `fence_limit`. It logs in
+    /// as the configured superusers.
+    pub fn new(settings: PostgresSettings, fence_limit: Duration) -> Self {
+        Self { settings, grace: fence_limit.saturating_mul(GRACE), open_since: Mutex::default() }
     }
 
     /// Looks every `every`, until it is dropped; failures are logged and looked at again.
@@ -87,9 +89,14 @@ impl Watchdog {
         for pooled in console.databases().await? {
             let name = (pooler.name.clone(), pooled.name.clone());
             let verdict = match self.node_of(&pooled).filter(|_| pooled.paused) {
-                Some(node) => self.judge(&node, &pooled.name).await?,
-                None => Verdict::LeaveIt,
+                Some(node) => self.judge(&node, &pooled.name).await,
+                None => Ok(Verdict::LeaveIt),
             };
+            // One database whose server is away must not keep the others waiting.
+            let verdict = verdict.unwrap_or_else(|error| {
+                tracing::warn!(database = pooled.name, error = with_causes(&error), "cannot tell why it is paused");
+                Verdict::LeaveIt
+            });
             if self.is_due(name, verdict) {
                 console.resume(&pooled.name).await?;
                 resumed.push(format!("{} at pooler {}", pooled.name, pooler.name));
@@ -102,7 +109,7 @@ impl Watchdog {
     fn is_due(&self, name: (String, String), verdict: Verdict) -> bool {
         let mut open_since = self.open_since.lock().unwrap_or_else(PoisonError::into_inner);
         match verdict {
-            Verdict::ResumeAfterGrace => open_since.entry(name).or_insert_with(Instant::now).elapsed() >= GRACE,
+            Verdict::ResumeAfterGrace => open_since.entry(name).or_insert_with(Instant::now).elapsed() >= self.grace,
             Verdict::LeaveIt | Verdict::Resume => {
                 open_since.remove(&name);
                 verdict == Verdict::Resume
@@ -133,12 +140,5 @@ impl Watchdog {
             "open" => Verdict::ResumeAfterGrace,
             _ => Verdict::LeaveIt,
         })
-    }
-}
-
-impl PostgresBackend {
-    /// The watchdog over this backend's poolers.
-    pub fn watchdog(&self) -> Watchdog {
-        Watchdog::new(self.settings.clone())
     }
 }

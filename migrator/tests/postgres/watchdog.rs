@@ -1,7 +1,7 @@
 //! M7 for poolers: with no controller alive, clients are released when a fence has run out, and are held when the source is
 //! sealed.
 
-use crate::cluster::{Cluster, SHOP};
+use crate::cluster::{Cluster, SHOP, config};
 use crate::harness::checker::{Checker, CheckerOptions, create_tables};
 use crate::harness::server::ServerOptions;
 use crate::watched::{Watched, When};
@@ -46,7 +46,7 @@ async fn m7_clients_are_released_with_no_controller_alive_unless_the_source_is_s
         &CheckerOptions { rate: 50.0, ..CheckerOptions::default() },
     );
     checker.acknowledges(20).await;
-    let watchdog = Watchdog::new(cluster.settings.clone());
+    let watchdog = Watchdog::new(cluster.settings.clone(), config().fence_limit);
     assert!(watchdog.look().await.unwrap().is_empty(), "nothing is paused");
 
     let id = die_at(&cluster, 1, "prove", When::Before).await;

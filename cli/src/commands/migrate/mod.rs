@@ -70,7 +70,7 @@ async fn watchdog(settings: &Settings, format: Format, once: bool, every: Durati
     if settings.postgres.poolers.is_empty() {
         return Err("no pooler is configured: add one to postgres.poolers of foreshard.toml".into());
     }
-    let watchdog = Watchdog::new(settings.postgres.clone());
+    let watchdog = Watchdog::new(settings.postgres.clone(), settings.migrate.fence_limit);
     if !once {
         tokio::select! {
             () = watchdog.run(every) => {}
