@@ -105,7 +105,7 @@ impl Cluster {
     fn slow_start(&self) -> Child {
         foreshard(self.here())
             .args(["migrate", "start", SHOP, "--to", "two"])
-            .env("FORESHARD_MIGRATE_PACE_BYTES_PER_S", "4000")
+            .env("FORESHARD_POSTGRES_COPY_BYTES_PER_S", "8000")
             .env("FORESHARD_POSTGRES_COPY_PIECE_BYTES", "8192")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -181,7 +181,7 @@ async fn a_move_that_was_killed_or_interrupted_goes_on_by_resume() {
 
     let resumed = foreshard(here)
         .args(["migrate", "resume", &id])
-        .env("FORESHARD_MIGRATE_PACE_BYTES_PER_S", "4000")
+        .env("FORESHARD_POSTGRES_COPY_BYTES_PER_S", "8000")
         .env("FORESHARD_POSTGRES_COPY_PIECE_BYTES", "8192")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
