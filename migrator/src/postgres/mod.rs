@@ -2,14 +2,14 @@
 //! replication.
 //!
 //! From the bottom up:
-//! - [`session`]: connections, and what their errors mean; [`wire`]: replication connections, for slots, exported snapshots
-//!   and streams of changes; [`pgoutput`]: what such a stream says; [`pooler`]: PgBouncer's console and its routes.
-//! - [`guard`]: what refuses writes inside the server; [`replication`]: publications, slots, subscriptions; [`roles`]: a login
+//! - `session`: connections, and what their errors mean; `wire`: replication connections, for slots, exported snapshots
+//!   and streams of changes; `pgoutput`: what such a stream says; `pooler`: PgBouncer's console and its routes.
+//! - `guard`: what refuses writes inside the server; `replication`: publications, slots, subscriptions; `roles`: a login
 //!   for each leader term.
-//! - [`preflight`], [`schema`], [`copy`]: checks, the schema, the rows at one snapshot.
-//! - [`tracker`] and [`compare`]: which keys have changed, and whether both sides hold the same.
-//! - [`bring`], [`verify`], [`way_back`], [`cut_over`], [`remove`]: the steps of a move, made of these.
-//! - [`engine`]: the [`crate::Backend`].
+//! - `preflight`, `schema`, `copy`: checks, the schema, the rows at one snapshot.
+//! - `tracker` and `compare`: which keys have changed, and whether both sides hold the same.
+//! - `bring`, `verify`, `way_back`, `cut_over`, `remove`: the steps of a move, made of these.
+//! - `engine`: the [`crate::Backend`].
 
 mod backend;
 mod bring;
