@@ -69,7 +69,7 @@ async fn bring_over(pair: &TestPair, shard: &str) -> Vec<(&'static str, Duration
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes minutes and measures"]
+#[ignore = "takes minutes: scripts/bench-postgres throughput runs it"]
 async fn throughput_beside_dump_and_restore() {
     let Some(pair) = TestPair::own() else { return };
     let shard = pair.source.database().await;

@@ -5,7 +5,7 @@ use super::*;
 use tokio::time::Instant;
 
 #[tokio::test]
-#[ignore = "measures; needs an idle machine"]
+#[ignore = "measures: cargo test --release --workspace --lib -- --ignored --nocapture postgres::compare::tests::speed"]
 async fn rows_per_second() {
     const ROWS: u32 = 400_000;
     let Some(pair) = Pair::new(
