@@ -1,6 +1,6 @@
 //! A typed client of `ControlService`.
 
-use foreshard_domain::MigrationId;
+use foreshard_domain::{MigrationId, NodeId};
 use std::path::Path;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
@@ -130,10 +130,21 @@ verb!(
     /// Takes a move back while the source's data is kept.
     rollback, rollback_migration, "RollbackMigration", RollbackMigrationRequest
 );
-verb!(
-    /// Removes the source's copy after its retention.
-    finish, finish_migration, "FinishMigration", FinishMigrationRequest
-);
+impl ControlClient {
+    /// Removes the source's copy after its retention; or, if `lost` names the node that does not own the shard and is gone for
+    /// good, ends without it.
+    ///
+    /// # Errors
+    /// [`ClientError::Call`] with `NotFound` if the migration is not known, `FailedPrecondition` if its state does not allow
+    /// this or another node would have to be named.
+    pub async fn finish(&self, id: &MigrationId, lost: Option<&NodeId>) -> Result<Migration, ClientError> {
+        const METHOD: &str = "FinishMigration";
+        let lost_node = lost.map(ToString::to_string).unwrap_or_default();
+        let asked = request(v1::FinishMigrationRequest { id: id.to_string(), lost_node });
+        let answer = self.inner.clone().finish_migration(asked).await.map_err(failed(METHOD))?;
+        migration_from_wire(answer.into_inner().migration).map_err(refused(METHOD))
+    }
+}
 
 fn request<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);

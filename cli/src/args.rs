@@ -408,6 +408,9 @@ pub enum MigrateCommand {
     Finish {
         /// Its name
         id: MigrationId,
+        /// The node that does not own the shard, gone for good: end without it, whatever the retention
+        #[arg(long, value_name = "NODE")]
+        lost_node: Option<NodeId>,
     },
     /// Resume poolers whose fence has run out with no controller alive; a process of its own, beside the controller
     Watchdog {

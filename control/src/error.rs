@@ -114,6 +114,9 @@ pub enum ControlError {
     /// What is long over could not be forgotten; it is tried again.
     #[error("could not forget migrations that are long over")]
     Forget(#[source] DriverError),
+    /// Migrations that stand still could not be looked after; it is tried again.
+    #[error("could not look after migrations that stand still")]
+    Guard(#[source] DriverError),
     /// Outcomes could not be written; they are kept and written with the next ones.
     #[error("could not log {count} outcomes; they are kept for the next time")]
     LogOutcomes {
@@ -147,6 +150,7 @@ impl ControlError {
             Self::AcceptPlan { source, .. } => matches!(**source, StoreError::StaleTerm { .. }),
             Self::Recover(source)
             | Self::Forget(source)
+            | Self::Guard(source)
             | Self::Start { source, .. }
             | Self::Run { source, .. }
             | Self::Finish { source, .. } => {

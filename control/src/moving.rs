@@ -139,6 +139,8 @@ impl ControlLoop {
             self.running.spawn_finish(&self.driver, id.clone());
         }
         keep_or_stop(self.driver.forget_old().await.map_err(ControlError::Forget), report)?;
+        // What is broken by this goes on with the rest.
+        keep_or_stop(self.driver.guard_room().await.map_err(ControlError::Guard), report)?;
         // What stopped with an error goes on: past the seal a shard stays closed until somebody finishes it (M7).
         let unfinished = state.migrations.values().filter(|m| !m.state.is_terminal() && !m.state.is_at_rest());
         for record in unfinished.filter(|m| self.running.is_left(&m.id, now)).collect::<Vec<_>>() {

@@ -165,6 +165,7 @@ mod tests {
             fence_back_ms: 0,
             proof: None,
             why: None,
+            lost: None,
         }
     }
 

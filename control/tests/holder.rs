@@ -139,7 +139,7 @@ async fn a_move_by_hand_there_and_back_and_there_for_good() {
     let again = client.start(&to("a", "n3")).await.unwrap();
     assert_ne!(again.id, begun.id);
     assert_eq!(at_rest(&client, &again.id).await.state, "reversible");
-    other.finish(&again.id).await.unwrap();
+    other.finish(&again.id, None).await.unwrap();
     let done = at_rest(&client, &again.id).await;
     assert_eq!((done.state.as_str(), done.ended), ("done", true));
     let shown = client.show(&again.id).await.unwrap();

@@ -165,6 +165,27 @@ pub struct Proof {
     pub verification: Verification,
 }
 
+/// Whether what a migration keeps back on its nodes is still within their limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Room {
+    /// It is.
+    Enough,
+    /// It is not, and the nodes are in danger.
+    Spent {
+        /// What is kept back, where, and how much of it.
+        why: String,
+    },
+}
+
+/// What a look for leftovers found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// What was removed.
+    pub removed: Vec<String>,
+    /// What was left for a person to look at, and why.
+    pub left: Vec<String>,
+}
+
 /// A node that holds a shard, as the engine itself tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -292,6 +313,31 @@ pub trait Backend: Send + Sync {
     /// After retention: removes the source's copy and the reverse log (M5). After a rollback ([`Way::Back`], so that the
     /// source is the planned target): removes that copy and both logs.
     async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError>;
+
+    /// Removes what this move made on the node that owns the shard, and asks nothing of the other, which is gone for good.
+    /// Gets the spec of [`Way::There`] and the owner, one of its two nodes. Works in pieces as [`Backend::finish`].
+    async fn clear_owner(&self, _spec: &MoveSpec, _owner: &NodeId) -> Result<Left, BackendError> {
+        let why = "this engine cannot end a move without one of its nodes".to_owned();
+        Err(BackendError::Permanent { doing: "ending without the lost node".to_owned(), why })
+    }
+
+    /// Whether what this move keeps back on its nodes (logs, the horizon of old rows) is within their limits. The driver asks it
+    /// of moves that stand still; a call that works on one looks by itself. Gets the spec of [`Way::There`].
+    async fn room(&self, _spec: &MoveSpec) -> Result<Room, BackendError> {
+        Ok(Room::Enough)
+    }
+
+    /// Gives the way back up, so that it keeps back nothing more on the owner; from then on a rollback is refused. Gets the spec
+    /// of [`Way::There`].
+    async fn close_way_back(&self, _spec: &MoveSpec) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Looks on all nodes that can be reached for what a migration leaves behind if its row is lost (M6), by the names of such
+    /// things, and removes what belongs to none of `known`. Nothing that holds rows is ever removed: that is told.
+    async fn sweep(&self, _known: &[MigrationId]) -> Result<Swept, BackendError> {
+        Ok(Swept::default())
+    }
 
     /// Forgets what is kept in memory of a migration that has ended or was only rehearsed.
     fn let_go(&self, _spec: &MoveSpec) {}

@@ -12,8 +12,8 @@ mod store;
 mod transition;
 
 pub use backend::{
-    Backend, BackendError, Capabilities, CopyProgress, Found, Lag, Left, MoveSpec, Position, Proof, SourceState,
-    Verification, Way,
+    Backend, BackendError, Capabilities, CopyProgress, Found, Lag, Left, MoveSpec, Position, Proof, Room, SourceState,
+    Swept, Verification, Way,
 };
 pub use driver::{
     CutOver, CutOverLimits, CutOverObservation, Driver, DriverConfig, DriverError, Request, decide_cut_over,

@@ -120,6 +120,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("roll_back", E::RollBack { fences_left: 1 }),
         ("finish early", E::Finish { now: Timestamp::from_ms(4_999) }),
         ("finish due", E::Finish { now: UNTIL }),
+        ("node_lost", E::NodeLost { node: foreshard_domain::NodeId::new("n").unwrap() }),
+        ("way_back_closed", E::WayBackClosed { why: "w".into() }),
     ]
 }
 
@@ -279,6 +281,16 @@ undoing failed | seal_found | sealed
 undoing failed | seal_found elsewhere | sealed
 releasing | seal_found | sealed back
 releasing | seal_found elsewhere | sealed back
+opening_way_back | node_lost | finishing
+reversible | node_lost | finishing
+reversible | way_back_closed | reversible
+finishing | node_lost | finishing
+finishing back | node_lost | finishing back
+undoing cancelled | node_lost | undoing cancelled
+undoing failed | node_lost | undoing failed
+paused planned | broke | failed b
+paused copying | broke | undoing b
+paused verifying back | broke | releasing b
 paused planned | resume | planned
 paused planned | cancel | cancelled
 paused copying | resume | copying
@@ -401,6 +413,10 @@ fn m7_past_the_seal_every_legal_event_leads_forward() {
         let place = |name: &str| forward.iter().position(|f| *f == name);
         for (event_name, event) in events() {
             if let Ok((next, _)) = step(&state, &event) {
+                // The same is left to do, with one node fewer to ask.
+                if event_name == "node_lost" && next == state {
+                    continue;
+                }
                 assert!(place(next.name()) > place(state.name()), "{state_name} | {event_name} -> {}", next.name());
             }
         }

@@ -1,7 +1,7 @@
 //! The migrations that a holder works on, each in a task of its own.
 
 use foreshard_api::{DryRunReport, Migration, MigrationDetails, ShardOwner, StartMigration};
-use foreshard_domain::{Clock, MigrationId, ShardId};
+use foreshard_domain::{Clock, MigrationId, NodeId, ShardId};
 use foreshard_migrator::{
     Backend, Driver, DriverConfig, DriverError, MigrationRecord, MigrationState, Request, State, StateStore, StoreError,
 };
@@ -140,6 +140,20 @@ impl Carrier {
         self.migration(id).await
     }
 
+    /// Records that a node is gone for good; the migration ends without it in a task, after one that still asks that node has
+    /// given up.
+    pub(crate) async fn give_up_node(
+        self: &Arc<Self>,
+        id: &MigrationId,
+        node: &NodeId,
+    ) -> Result<Migration, DriverError> {
+        let record = self.driver.give_up_node(id, node).await?;
+        if !record.state.is_at_rest() {
+            self.carry(id.clone());
+        }
+        self.migration(id).await
+    }
+
     pub(crate) async fn list(&self) -> Result<Vec<Migration>, DriverError> {
         let mut all = show::migrations(&self.read().await?, self.parts.clock.model());
         all.iter_mut().for_each(|m| self.add_tasks(m));
@@ -178,8 +192,8 @@ impl Carrier {
         self.stop.clone().drop_guard()
     }
 
-    /// What time brings: copies whose retention is over are removed, what stopped with an error is tried again, and what is
-    /// long over is forgotten.
+    /// What time brings: copies whose retention is over are removed, what stopped with an error is tried again, what stands still
+    /// and keeps back too much is given up, and what is long over is forgotten.
     pub(crate) async fn keep_up(self: &Arc<Self>) -> Result<(), DriverError> {
         let (state, now) = (self.read().await?, self.parts.clock.model());
         for record in state.migrations.values() {
@@ -192,6 +206,9 @@ impl Carrier {
             } else if !record.state.is_at_rest() && !self.kept().carried.contains_key(&record.id) {
                 self.carry(record.id.clone());
             }
+        }
+        for broken in self.driver.guard_room().await? {
+            self.carry(broken);
         }
         self.driver.forget_old().await.map(drop)
     }

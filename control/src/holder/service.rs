@@ -2,6 +2,7 @@
 
 use foreshard_api::v1::control_service_server::ControlService;
 use foreshard_api::{Migration, StartMigration, migration_id_from_wire, v1};
+use foreshard_domain::NodeId;
 use foreshard_migrator::Request as Asked;
 use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
@@ -90,8 +91,15 @@ impl ControlService for ControlApi {
         &self,
         request: Request<v1::FinishMigrationRequest>,
     ) -> Result<Response<v1::FinishMigrationResponse>, Status> {
-        let migration = self.ask(request.into_inner().id, Asked::Finish).await?;
-        Ok(Response::new(v1::FinishMigrationResponse { migration }))
+        let v1::FinishMigrationRequest { id, lost_node } = request.into_inner();
+        if lost_node.is_empty() {
+            let migration = self.ask(id, Asked::Finish).await?;
+            return Ok(Response::new(v1::FinishMigrationResponse { migration }));
+        }
+        let id = migration_id_from_wire(id).map_err(|e| status::wire(&e))?;
+        let node = NodeId::new(lost_node).map_err(|e| Status::invalid_argument(format!("lost_node: {e}")))?;
+        let migration = self.0.give_up_node(&id, &node).await.map_err(|e| status::driver(&e))?;
+        Ok(Response::new(v1::FinishMigrationResponse { migration: Some((&migration).into()) }))
     }
 
     async fn shard_map(

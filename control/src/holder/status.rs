@@ -54,6 +54,7 @@ pub(super) fn driver(error: &DriverError) -> Status {
     match error {
         DriverError::Unknown { id } => not_found("Migration", id.as_str(), text),
         DriverError::Illegal { id, .. } => precondition("STATE", id.as_str(), text),
+        DriverError::NotSpare { id, .. } => precondition("NODE", id.as_str(), text),
         DriverError::NotOwner { shard, .. } => precondition("OWNER", shard.as_str(), text),
         DriverError::NoReverseLog { shard, .. } => precondition("ENGINE", shard.as_str(), text),
         DriverError::Store { source: StoreError::Invalid { .. } } => precondition("STORE", "state store", text),

@@ -1,5 +1,6 @@
 //! What follows in each state of a migration, and how to take it back, in words for a person.
 
+use foreshard_domain::{MigrationId, NodeId};
 use foreshard_migrator::{Ending, MigrationRecord, MigrationState, Way};
 
 /// What will be done next.
@@ -47,13 +48,18 @@ fn next_of(record: &MigrationRecord, state: &MigrationState) -> String {
             let (_, to) = ends(*way);
             format!("open {to} and send clients to it: the move is past the point of no return and goes forward")
         }
-        S::OpeningWayBack { .. } => format!("begin to carry {target}'s changes back to {source}"),
+        S::OpeningWayBack { .. } => {
+            format!("begin to carry {target}'s changes back to {source}; {}", if_lost(id, source))
+        }
         S::Reversible { until } => format!(
             "nothing until {until}: {source}'s copy is kept; then `foreshard control`, or `foreshard migrate finish {id}`, \
              removes it"
         ),
         S::Releasing { .. } => format!("lift the fence on {target}, which goes on serving; the move stays reversible"),
-        S::Finishing { way } => format!("remove the copy on {}", ends(*way).0),
+        S::Finishing { .. } | S::Undoing { .. } if record.lost.is_some() => {
+            format!("remove what is left on {}; nothing is asked of the lost node", record.owner().node)
+        }
+        S::Finishing { way } => format!("remove the copy on {}; {}", ends(*way).0, if_lost(id, ends(*way).0)),
         S::Undoing { ending: Ending::Cancelled } => format!("remove what was made on {target}; then it is cancelled"),
         S::Undoing { ending: Ending::Failed { .. } } => format!("remove what was made on {target}; then it has failed"),
         S::Paused { at } => {
@@ -68,6 +74,11 @@ fn next_of(record: &MigrationRecord, state: &MigrationState) -> String {
         }
         S::RolledBack => format!("nothing: {source} owns the shard again, {target}'s copy is gone"),
     }
+}
+
+/// What a person can do about a node that will never answer again.
+fn if_lost(id: &MigrationId, node: &NodeId) -> String {
+    format!("if {node} is gone for good, `foreshard migrate finish {id} --lost-node {node}` ends without it")
 }
 
 /// How to take it back.

@@ -85,12 +85,18 @@ impl Driver {
             Action::LiftFence { way } => self.give_back(record, *way).await,
             Action::Undo => {
                 let spec = record.spec(Way::There);
-                self.remove(record, "undoing the move", || self.backend.undo(&spec)).await?;
+                match record.lost {
+                    None => self.remove(record, "undoing the move", || self.backend.undo(&spec)).await?,
+                    Some(_) => self.clear_owner(record).await?,
+                }
                 Ok(Event::Undone.into())
             }
             Action::Finish { way } => {
                 let spec = record.spec(*way);
-                self.remove(record, "removing the old copy", || self.backend.finish(&spec)).await?;
+                match record.lost {
+                    None => self.remove(record, "removing the old copy", || self.backend.finish(&spec)).await?,
+                    Some(_) => self.clear_owner(record).await?,
+                }
                 Ok(Event::Finished.into())
             }
         }
@@ -180,6 +186,12 @@ impl Driver {
             self.still_in_charge().await?;
         }
         Ok(())
+    }
+
+    /// Ends on the owner alone: the other node is gone for good.
+    async fn clear_owner(&self, record: &MigrationRecord) -> Result<(), DriverError> {
+        let (spec, owner) = (record.spec(Way::There), record.owner().node);
+        self.remove(record, "ending without the lost node", || self.backend.clear_owner(&spec, &owner)).await
     }
 
     async fn fence(&self, record: &MigrationRecord, way: Way, deadline: RealTime) -> Result<Performed, DriverError> {

@@ -107,6 +107,23 @@ pub enum DriverError {
         #[source]
         source: IllegalTransition,
     },
+    /// A migration cannot be ended without that node.
+    #[error(
+        "migration {id}, which is {state}, cannot be ended without node {node}{}",
+        spare.as_ref().map_or(": cancel it, or wait until it has come through".to_owned(), |spare| format!(
+            ": the node that does not own the shard is {spare}"
+        ))
+    )]
+    NotSpare {
+        /// The migration.
+        id: MigrationId,
+        /// The node that is said to be gone.
+        node: NodeId,
+        /// Name of the state.
+        state: &'static str,
+        /// The node without which it could be ended, if there is one now.
+        spare: Option<NodeId>,
+    },
     /// The source of a move does not own its shard.
     #[error("shard {shard} cannot move from {from}: it is owned by {}", owner.as_ref().map_or("nobody", |o| o.node.as_str()))]
     NotOwner {

@@ -40,6 +40,9 @@ pub(super) fn follow(
         note_times(&mut record, &before, event, figures, now);
         note_proof(&mut record);
         record.why = event.note().or(record.why);
+        if let Event::NodeLost { node } = event {
+            record.lost = Some(node.clone());
+        }
         owner_change(&record, event, &mut changes);
         objects(&record, event, now, &mut changes);
         changes.push(Change::PutMigration { record: Box::new(record.clone()) });

@@ -13,6 +13,7 @@ mod config;
 mod cut_over;
 mod follow;
 mod forget;
+mod guard_room;
 mod recover;
 mod requests;
 
@@ -145,6 +146,7 @@ impl Driver {
             fence_back_ms: 0,
             proof: None,
             why: None,
+            lost: None,
         })
     }
 

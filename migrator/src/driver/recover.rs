@@ -3,6 +3,7 @@
 use foreshard_domain::MigrationId;
 
 use super::{Driver, DriverError, Moment};
+use crate::BackendError;
 use crate::cause::with_causes;
 use crate::store::{Change, JournalRow, MigrationRecord};
 
@@ -35,7 +36,29 @@ impl Driver {
                 rest.push(self.held_up(record, error)?);
             }
         }
+        self.sweep().await?;
         Ok(rest)
+    }
+
+    /// Removes what belongs to no migration that has not ended (M6): this driver begins none before it has recovered, and
+    /// earlier ones are shut out.
+    async fn sweep(&self) -> Result<(), DriverError> {
+        let state = self.read().await?;
+        let known: Vec<MigrationId> =
+            state.migrations.values().filter(|m| !m.state.is_terminal()).map(|m| m.id.clone()).collect();
+        self.still_in_charge().await?;
+        match self.backend.sweep(&known).await {
+            Ok(swept) => {
+                for what in swept.removed {
+                    tracing::warn!(what, "removed: it belonged to no migration under way");
+                }
+                for what in swept.left {
+                    tracing::warn!(what, "left for a person to look at: it belongs to no migration under way");
+                }
+            }
+            Err(error) => warn_not_swept(&error),
+        }
+        Ok(())
     }
 
     /// Finishes what is past the point of no return; adds what else has work to do to `rest`.
@@ -68,6 +91,11 @@ impl Driver {
         tracing::error!(migration = %record.id, error = with_causes(&error), "a migration could not be taken up");
         Ok(record.id.clone())
     }
+}
+
+/// Leftovers cost room, not safety: the next controller looks again.
+fn warn_not_swept(error: &BackendError) {
+    tracing::warn!(error = with_causes(error), "not all nodes could be searched for leftovers");
 }
 
 fn taken_up(record: &MigrationRecord, now: Moment) -> Change {

@@ -1,6 +1,6 @@
 //! What a person or the control loop may ask of a migration. Asking twice is asking once.
 
-use foreshard_domain::MigrationId;
+use foreshard_domain::{MigrationId, NodeId};
 use std::sync::Arc;
 
 use super::follow::Figures;
@@ -93,6 +93,37 @@ impl Driver {
         self.run(id).await
     }
 
+    /// Records that the node which does not own the shard is gone for good, so that the migration ends without it: nothing is
+    /// asked of that node any more, what is left there stays, and the move can no longer be taken back. [`Driver::run`] does
+    /// the rest. Whoever says so of a node that comes back drops the copy there by hand; it is closed to clients.
+    ///
+    /// # Errors
+    /// [`DriverError::NotSpare`] unless `node` is the one that does not own the shard, in a state that can be ended without
+    /// it; otherwise as [`Driver::ask`].
+    pub async fn give_up_node(&self, id: &MigrationId, node: &NodeId) -> Result<MigrationRecord, DriverError> {
+        let mut failures = 0;
+        loop {
+            let state = self.read().await?;
+            let record = self.known(&state, id)?;
+            if record.lost.as_ref() == Some(node) {
+                return Ok(record);
+            }
+            if record.spare() != Some(node) {
+                let spare = record.spare().cloned();
+                return Err(DriverError::NotSpare {
+                    id: id.clone(),
+                    node: node.clone(),
+                    state: record.state.name(),
+                    spare,
+                });
+            }
+            let events = [Event::NodeLost { node: node.clone() }];
+            if self.follow_and_commit(&state, &record, &events, &Figures::default(), &mut failures).await? {
+                return self.known(&self.read().await?, id);
+            }
+        }
+    }
+
     /// Finishes every migration whose retention is over; returns them.
     ///
     /// # Errors
@@ -108,7 +139,7 @@ impl Driver {
         Ok(finished)
     }
 
-    async fn request(&self, id: &MigrationId, event: &Event) -> Result<MigrationRecord, DriverError> {
+    pub(super) async fn request(&self, id: &MigrationId, event: &Event) -> Result<MigrationRecord, DriverError> {
         let mut failures = 0;
         loop {
             let state = self.read().await?;

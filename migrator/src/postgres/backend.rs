@@ -53,6 +53,8 @@ pub(super) struct Live {
     pub mark: Option<(Position, i64)>,
     /// Whether the target has everything that it needs beside rows.
     pub completed: bool,
+    /// The way for which the cache of the node that it leads to has been filled.
+    pub warmed: Option<Way>,
 }
 
 /// A comparison of one way, with the changes that are told meanwhile.
@@ -233,6 +235,11 @@ impl Live {
         let session = Arc::new(backend.session(node, spec.shard.as_str(), &application).await?);
         self.sessions.insert(node.clone(), Arc::clone(&session));
         Ok(session)
+    }
+
+    /// The session in the shard's database on a node, if one is open.
+    pub fn open_session(&self, node: &NodeId) -> Option<Arc<Session>> {
+        self.sessions.get(node).filter(|session| !session.is_closed()).map(Arc::clone)
     }
 
     /// Sessions in the shard's database on source and target.

@@ -1,5 +1,6 @@
 //! From the checks to a target that keeps up: preparing, copying, catching up, and completing the target.
 
+use foreshard_domain::Consistency;
 use std::time::Duration;
 
 use super::backend::{Ends, Live, PostgresBackend, fenced, permanent};
@@ -29,18 +30,22 @@ const APPLY_ERRORS: i64 = 20;
 const ROWS: &str = "rows";
 const KEYS: &str = "keys";
 const INDEXES: &str = "indexes";
+/// What stands between a stage and the position of the snapshot.
+const AT: char = '@';
 
 impl PostgresBackend {
     /// Read-only checks; all refusals in one error.
     pub(super) async fn check(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
         let doing = "checking before the move";
         let source = live.session(self, spec, &spec.source).await?;
+        let mut list = self.unfit(spec);
         if let Some(known) = guard::known_epoch(&source).await?
-            && known > spec.epoch
+            && known != spec.epoch
         {
-            return Err(fenced(
-                doing,
-                format!("node {} has been opened in epoch {known}, later than {}", spec.source, spec.epoch),
+            list.push(format!(
+                "epoch: node {} was last opened in epoch {known}, the state store says {}; find out who wrote to it since, then \
+                 ALTER DATABASE ... SET foreshard.epoch",
+                spec.source, spec.epoch
             ));
         }
         if let Some(control) = guard::control(&source).await?
@@ -58,11 +63,23 @@ impl PostgresBackend {
         for warning in warnings {
             tracing::warn!(shard = %spec.shard, finding = %warning, "found before a move");
         }
-        if refusals.is_empty() {
+        list.extend(refusals.iter().map(ToString::to_string));
+        if list.is_empty() {
             return Ok(());
         }
-        let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
         Err(permanent(doing, list.join("; ")))
+    }
+
+    /// What speaks against a move before anybody is asked.
+    fn unfit(&self, spec: &MoveSpec) -> Vec<String> {
+        let mut list = Vec::new();
+        if spec.consistency != Consistency::Strict {
+            list.push(format!("consistency: {:?} is not to be had with PostgreSQL, ask for Strict", spec.consistency));
+        }
+        if spec.source == spec.target {
+            list.push(format!("nodes: {} is both source and target", spec.source));
+        }
+        list
     }
 
     /// The pool mode of the shard at each pooler.
@@ -114,8 +131,11 @@ impl PostgresBackend {
             return Ok(());
         }
         for table in catalog::tables(source).await?.iter().filter(|t| !t.is_identified()) {
-            let sql =
-                format!("INSERT INTO {SCHEMA}.identity VALUES ({}) ON CONFLICT DO NOTHING", literal(&table.sql()));
+            let sql = format!(
+                "INSERT INTO {SCHEMA}.identity VALUES ({}, {}) ON CONFLICT DO NOTHING",
+                literal(&table.sql()),
+                literal(&table.identity.to_string())
+            );
             source.run("noting a changed identity", &sql).await?;
             let sql = format!(
                 "BEGIN; SET LOCAL lock_timeout = '{}ms'; ALTER TABLE {} REPLICA IDENTITY FULL; COMMIT",
@@ -136,14 +156,20 @@ impl PostgresBackend {
         cursor: Option<&str>,
     ) -> Result<CopyProgress, BackendError> {
         let doing = "copying";
-        let done = |next: Option<&str>, rows, bytes| CopyProgress {
-            next: next.map(str::to_owned),
-            snapshot_at: Position(0),
+        let (stage, at) = match cursor.map(|cursor| cursor.split_once(AT).unwrap_or((cursor, ""))) {
+            None => (ROWS, Position(0)),
+            Some((stage, at)) => (stage, Position(at.parse().unwrap_or(0))),
+        };
+        let done = |next: Option<&str>, snapshot_at: Position, rows, bytes| CopyProgress {
+            next: next.map(|stage| format!("{stage}{AT}{}", snapshot_at.0)),
+            snapshot_at,
             rows,
             bytes,
         };
-        match cursor {
-            None | Some(ROWS) => {
+        match stage {
+            ROWS => {
+                let source = live.session(self, spec, &spec.source).await?;
+                self.has_room(&source, spec).await?;
                 if cursor.is_none() || !live.copy.as_ref().is_some_and(SnapshotCopy::is_alive) {
                     self.begin_copy(live, spec).await?;
                 }
@@ -165,19 +191,19 @@ impl PostgresBackend {
                 } else {
                     ROWS
                 };
-                Ok(CopyProgress { snapshot_at, ..done(Some(next), piece.rows, piece.bytes) })
+                Ok(done(Some(next), snapshot_at, piece.rows, piece.bytes))
             }
-            Some(KEYS) => {
+            KEYS => {
                 let ends = live.ends(self, spec).await?;
                 self.restore(live, spec, &ends, Some(Stage::Keys)).await?;
-                Ok(done(Some(INDEXES), 0, 0))
+                Ok(done(Some(INDEXES), at, 0, 0))
             }
-            Some(INDEXES) => {
+            INDEXES => {
                 let ends = live.ends(self, spec).await?;
                 self.restore(live, spec, &ends, Some(Stage::Indexes)).await?;
-                Ok(done(None, 0, 0))
+                Ok(done(None, at, 0, 0))
             }
-            Some(other) => Err(permanent(doing, format!("{other:?} is no place to go on from"))),
+            other => Err(permanent(doing, format!("{other:?} is no place to go on from"))),
         }
     }
 
@@ -235,15 +261,7 @@ impl PostgresBackend {
                 format!("slot {name} on node {} is {status}: its log is gone, copy again", spec.source),
             ));
         }
-        if behind > self.settings.wal_limit_bytes {
-            return Err(permanent(
-                doing,
-                format!(
-                    "node {} keeps back {behind} bytes of log for the move, more than wal_limit_bytes",
-                    spec.source
-                ),
-            ));
-        }
+        self.has_room(&ends.source, spec).await?;
         let errors = replication::apply_errors(&ends.target, &name).await?;
         if errors > APPLY_ERRORS {
             return Err(permanent(
@@ -258,6 +276,11 @@ impl PostgresBackend {
         if !live.completed {
             self.complete(live, spec, &ends).await?;
             live.completed = true;
+            return Ok(far(applied));
+        }
+        if live.comparing.is_some() && live.warmed != Some(spec.way) {
+            self.warm(&ends).await?;
+            live.warmed = Some(spec.way);
             return Ok(far(applied));
         }
         self.settle(live, spec).await?;
@@ -286,11 +309,16 @@ impl PostgresBackend {
 
     /// The dump carries identities that were changed for the move: the target takes them back when the move is finished.
     async fn carry_identity(&self, source: &Session, target: &Session) -> Result<(), BackendError> {
-        for row in
-            source.query("reading changed identities", &format!("SELECT relation FROM {SCHEMA}.identity"), &[]).await?
+        for row in source
+            .query("reading changed identities", &format!("SELECT relation, was FROM {SCHEMA}.identity"), &[])
+            .await?
         {
-            let relation: String = get(&row, 0)?;
-            let sql = format!("INSERT INTO {SCHEMA}.identity VALUES ({}) ON CONFLICT DO NOTHING", literal(&relation));
+            let (relation, was): (String, String) = (get(&row, 0)?, get(&row, 1)?);
+            let sql = format!(
+                "INSERT INTO {SCHEMA}.identity VALUES ({}, {}) ON CONFLICT DO NOTHING",
+                literal(&relation),
+                literal(&was)
+            );
             target.run("noting a changed identity", &sql).await?;
         }
         Ok(())

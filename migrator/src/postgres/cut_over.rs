@@ -20,6 +20,8 @@ use crate::{BackendError, MoveSpec, Position, Proof, SourceState, Verification, 
 const LONGEST_FENCE: Duration = Duration::from_secs(60);
 /// Of the time that a fence may last, what may be spent on waiting for running transactions to end.
 const PAUSE_SHARE: u32 = 2;
+/// How long the source may take to say that it is sealed, before the state store's word is enough.
+const SEAL_ANSWER: Duration = Duration::from_millis(250);
 
 impl PostgresBackend {
     /// Opens consoles that are not open yet, before they are needed in a hurry.
@@ -219,6 +221,7 @@ impl PostgresBackend {
         spec: &MoveSpec,
         epoch: Epoch,
     ) -> Result<(), BackendError> {
+        self.not_unsealed(live, spec).await?;
         let target = live.session(self, spec, &spec.target).await?;
         let epoch = if self.is(Mutant::ReuseEpoch) { spec.epoch } else { epoch };
         guard::open(&target, spec, epoch).await?;
@@ -226,6 +229,21 @@ impl PostgresBackend {
         let ready = Ready { owner: spec.target.clone(), session: target, consoles: std::mem::take(&mut live.consoles) };
         self.ready.lock().await.insert(spec.shard.clone(), ready);
         Ok(())
+    }
+
+    /// The state store knows that the source is sealed, and a source that is gone must not keep the target closed; but one that
+    /// can be asked and says that it is not sealed is believed.
+    async fn not_unsealed(&self, live: &Live, spec: &MoveSpec) -> Result<(), BackendError> {
+        let Some(source) = live.open_session(&spec.source) else { return Ok(()) };
+        match tokio::time::timeout(SEAL_ANSWER, guard::control(&source)).await {
+            Ok(Ok(Some(c)))
+                if c.migration == spec.migration.as_str() && c.epoch == spec.epoch && c.state != "sealed" =>
+            {
+                let why = format!("the source, node {}, is {}, not sealed", spec.source, c.state);
+                Err(fenced("opening the new owner", why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sends clients to the owner: every pooler's file, then reload and resume. All poolers are tried before the first error

@@ -1,15 +1,17 @@
 //! The trait: each call takes the migration's turn and does one step.
 
 use async_trait::async_trait;
-use foreshard_domain::{BackendKind, Consistency, Epoch, LeaderTerm, NodeId, Observation, RealTime, ShardId};
+use foreshard_domain::{
+    BackendKind, Consistency, Epoch, LeaderTerm, MigrationId, NodeId, Observation, RealTime, ShardId,
+};
 use std::time::Duration;
 
 use super::backend::PostgresBackend;
 use super::mutant::Mutant;
 use super::names;
 use crate::{
-    Backend, BackendError, Capabilities, CopyProgress, Found, Lag, Left, MoveSpec, Position, Proof, SourceState,
-    Verification,
+    Backend, BackendError, Capabilities, CopyProgress, Found, Lag, Left, MoveSpec, Position, Proof, Room, SourceState,
+    Swept, Verification,
 };
 
 #[async_trait]
@@ -118,6 +120,25 @@ impl Backend for PostgresBackend {
     async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         let mut live = self.live(spec).await;
         self.finish_move(&mut live, spec).await
+    }
+
+    async fn clear_owner(&self, spec: &MoveSpec, owner: &NodeId) -> Result<Left, BackendError> {
+        let mut live = self.live(spec).await;
+        self.end_alone(&mut live, spec, owner).await
+    }
+
+    async fn room(&self, spec: &MoveSpec) -> Result<Room, BackendError> {
+        let mut live = self.live(spec).await;
+        self.room_left(&mut live, spec).await
+    }
+
+    async fn close_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        let mut live = self.live(spec).await;
+        self.give_up_way_back(&mut live, spec).await
+    }
+
+    async fn sweep(&self, known: &[MigrationId]) -> Result<Swept, BackendError> {
+        self.sweep_all(known).await
     }
 
     fn let_go(&self, spec: &MoveSpec) {

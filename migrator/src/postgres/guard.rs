@@ -35,7 +35,7 @@ CREATE TABLE {SCHEMA}.control (
 );
 CREATE TABLE {SCHEMA}.marker (way text PRIMARY KEY, n bigint NOT NULL);
 INSERT INTO {SCHEMA}.marker VALUES ('there', 0), ('back', 0);
-CREATE TABLE {SCHEMA}.identity (relation text PRIMARY KEY);
+CREATE TABLE {SCHEMA}.identity (relation text PRIMARY KEY, was text NOT NULL);
 CREATE FUNCTION {SCHEMA}.guard() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $guard$
 DECLARE
   c {SCHEMA}.control;

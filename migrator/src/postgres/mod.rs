@@ -9,9 +9,12 @@
 //! - `preflight`, `schema`, `copy`: checks, the schema, the rows at one snapshot.
 //! - `tracker` and `compare`: which keys have changed, and whether both sides hold the same.
 //! - `bring`, `verify`, `way_back`, `cut_over`, `remove`: the steps of a move, made of these.
+//! - `room`, `sweep`, `backup`, `warm`: looking after the servers: what a move keeps back, what one left behind, a backup before
+//!   the old copy goes, the new owner's cache.
 //! - `engine`: the [`crate::Backend`].
 
 mod backend;
+mod backup;
 mod bring;
 mod catalog;
 mod compare;
@@ -31,16 +34,19 @@ mod preflight;
 mod remove;
 mod replication;
 mod roles;
+mod room;
 mod schema;
 mod sequences;
 mod session;
 mod settings;
+mod sweep;
 #[cfg(test)]
 mod test_pair;
 #[cfg(test)]
 mod test_server;
 mod tracker;
 mod verify;
+mod warm;
 mod watch_load;
 mod watchdog;
 mod way_back;

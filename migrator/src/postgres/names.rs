@@ -27,6 +27,11 @@ impl Names {
         Self { stem: format!("{PREFIX}{:016x}", xxhash_rust::xxh3::xxh3_64(migration.as_str().as_bytes())) }
     }
 
+    /// What the name of everything of this migration begins with.
+    pub fn stem(&self) -> &str {
+        &self.stem
+    }
+
     /// The publication on the node that `way` leads away from.
     pub fn publication(&self, way: Way) -> String {
         format!("{}_{}_pub", self.stem, of(way))

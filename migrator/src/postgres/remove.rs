@@ -52,12 +52,13 @@ impl PostgresBackend {
     }
 
     /// Tables whose whole row identified a row while the move lasted.
-    async fn restore_identity(&self, session: &Session) -> Result<(), BackendError> {
-        let sql = format!("SELECT relation FROM {SCHEMA}.identity ORDER BY 1");
+    pub(super) async fn restore_identity(&self, session: &Session) -> Result<(), BackendError> {
+        let sql = format!("SELECT relation, was FROM {SCHEMA}.identity ORDER BY 1");
         for row in session.query("looking for changed identities", &sql, &[]).await? {
-            let table: String = get(&row, 0)?;
+            let (table, was): (String, String) = (get(&row, 0)?, get(&row, 1)?);
+            let was = if was == "n" { "NOTHING" } else { "DEFAULT" };
             let sql = format!(
-                "BEGIN; SET LOCAL lock_timeout = '{}ms'; ALTER TABLE {table} REPLICA IDENTITY DEFAULT; COMMIT",
+                "BEGIN; SET LOCAL lock_timeout = '{}ms'; ALTER TABLE {table} REPLICA IDENTITY {was}; COMMIT",
                 self.settings.lock_timeout.as_millis()
             );
             guard::in_short_transactions(session, &format!("restoring the identity of table {table}"), &sql).await?;
@@ -92,6 +93,49 @@ impl PostgresBackend {
         Ok(())
     }
 
+    /// Whether the old owner still has its copy, sealed.
+    ///
+    /// # Errors
+    /// If it has one that is not sealed by this migration.
+    async fn has_sealed_copy(&self, spec: &MoveSpec) -> Result<bool, BackendError> {
+        let server = self.server(&spec.source, spec).await?;
+        Ok(has_database(&server, spec.shard.as_str()).await?
+            && self.is_ours(&server, spec, &spec.source, Way::Back).await?)
+    }
+
+    /// Ends on the owner alone: the other node is gone for good.
+    pub(super) async fn end_alone(
+        &self,
+        live: &mut Live,
+        spec: &MoveSpec,
+        owner: &NodeId,
+    ) -> Result<Left, BackendError> {
+        let doing = "ending without the lost node";
+        live.copy = None;
+        live.comparing = None;
+        let names = Names::new(&spec.migration);
+        let session = live.session(self, spec, owner).await?;
+        if let Some(control) = guard::control(&session).await?.filter(|c| c.migration == spec.migration.as_str()) {
+            if control.state != "open" {
+                return Err(permanent(doing, format!("node {owner} is {}, not open", control.state)));
+            }
+            for name in [names.subscription(Way::There), names.subscription(Way::Back), names.probe()] {
+                replication::unsubscribe(&session, &name).await?;
+            }
+            for slot in slots(&names) {
+                replication::drop_slot(&session, &slot).await?;
+            }
+            for name in [names.publication(Way::There), names.publication(Way::Back), names.probe()] {
+                replication::unpublish(&session, &name).await?;
+            }
+            self.restore_identity(&session).await?;
+            guard::remove(&session, self.settings.lock_timeout).await?;
+        }
+        drop(session);
+        self.forget(spec);
+        Ok(Left::Nothing)
+    }
+
     /// Whether the database on `node` is a copy that this migration made or sealed: the wrong one taken away is data lost.
     async fn is_ours(
         &self,
@@ -124,10 +168,16 @@ impl PostgresBackend {
     /// After the retention: the old owner's copy goes, and the new owner becomes an ordinary database again. `spec.source` is
     /// the sealed one: the planned source, or after a rollback the planned target.
     pub(super) async fn finish_move(&self, live: &mut Live, spec: &MoveSpec) -> Result<Left, BackendError> {
-        live.copy = None;
-        live.comparing = None;
         let names = Names::new(&spec.migration);
         let target = live.session(self, spec, &spec.target).await?;
+        // Nothing is touched before it is known that this may be finished.
+        is_owner(&target, spec).await?;
+        if self.has_sealed_copy(spec).await? && spec.way == Way::There {
+            self.backed_up(spec).await?;
+        }
+        live.copy = None;
+        live.comparing = None;
+        live.leave(&spec.source);
         for way in [Way::There, Way::Back] {
             replication::unsubscribe(&target, &names.subscription(way)).await?;
         }
@@ -135,7 +185,6 @@ impl PostgresBackend {
         for slot in slots(&names) {
             replication::drop_slot(&target, &slot).await?;
         }
-        live.leave(&spec.source);
         self.drop_copy(spec, &spec.source, Way::Back).await?;
         for way in [Way::There, Way::Back] {
             replication::unpublish(&target, &names.publication(way)).await?;
@@ -147,6 +196,23 @@ impl PostgresBackend {
         self.forget(spec);
         Ok(Left::Nothing)
     }
+}
+
+/// The old copy goes only if the node that is to keep the shard has been opened after it (M5).
+async fn is_owner(target: &Session, spec: &MoveSpec) -> Result<(), BackendError> {
+    let (state, epoch) = match guard::control(target).await? {
+        Some(c) if c.migration == spec.migration.as_str() => (c.state, Some(c.epoch)),
+        // Its control row is the last thing that goes.
+        _ => ("open".to_owned(), guard::known_epoch(target).await?),
+    };
+    if state == "open" && epoch.is_some_and(|epoch| epoch > spec.epoch) {
+        return Ok(());
+    }
+    let why = format!(
+        "node {} was never opened after epoch {}: the copy on node {} is the only one",
+        spec.target, spec.epoch, spec.source
+    );
+    Err(permanent("finishing the move", why))
 }
 
 /// All slots that a migration may have on a node.

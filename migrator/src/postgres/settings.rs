@@ -34,8 +34,20 @@ pub struct PostgresSettings {
     pub without_key: WithoutKey,
     /// Share of the target's free room that a shard may take at most.
     pub disk_share: f64,
-    /// Bytes of log that a source may keep back for a move before the move is given up.
+    /// Bytes of log that a node may keep back for a move: before the seal the move is given up beyond it, after it the way back.
     pub wal_limit_bytes: u64,
+    /// How many transactions old the oldest snapshot may be that a move holds on a node: no row that was deleted since can be
+    /// cleaned up there. Beyond it the same happens as beyond `wal_limit_bytes`.
+    pub horizon_limit: u32,
+    /// Share of the new owner's `shared_buffers` that is filled before the fence with what clients read most; 0: nothing is.
+    pub warm_share: f64,
+    /// Program and arguments that must succeed before the old owner's copy is dropped, such as one that makes a backup of the
+    /// new owner or looks that there is one; none if empty. Gets `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD` and `PGDATABASE`
+    /// of the new owner, and `FORESHARD_MIGRATION`, `FORESHARD_SHARD`, `FORESHARD_NODE`.
+    pub backup_hook: Vec<String>,
+    /// How long that may take.
+    #[serde(with = "humantime_serde")]
+    pub backup_timeout: Duration,
 }
 
 impl fmt::Debug for PostgresSettings {
@@ -60,6 +72,11 @@ impl Default for PostgresSettings {
             without_key: WithoutKey::Refuse,
             disk_share: 0.75,
             wal_limit_bytes: 8 << 30,
+            // Well before the server itself begins to force old rows out (autovacuum_freeze_max_age).
+            horizon_limit: 100_000_000,
+            warm_share: 0.5,
+            backup_hook: Vec::new(),
+            backup_timeout: Duration::from_secs(1800),
         }
     }
 }

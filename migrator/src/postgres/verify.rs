@@ -36,6 +36,7 @@ impl PostgresBackend {
         let Some(comparing) = live.comparing.as_mut() else {
             return Err(BackendError::Bug { what: "no comparison".into() });
         };
+        self.has_room(&ends.source, spec).await?;
         let mut stepped = comparing.step(&ends, spec).await;
         if self.is(Mutant::SkipComparison)
             && let Ok(verification) = &mut stepped

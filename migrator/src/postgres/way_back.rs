@@ -1,8 +1,9 @@
 //! The way back: tried before the fence by a probe (M8), opened after the change of owner, and followed by a rollback.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::backend::{Live, PostgresBackend, permanent};
+use super::backend::{Ends, Live, PostgresBackend, permanent};
 use super::bring::{BYTES_PER_CHANGE, FAR};
 use super::names::{Names, SCHEMA};
 use super::replication::{self, Feed};
@@ -108,6 +109,11 @@ impl PostgresBackend {
         };
         let control = guard::control(&ends.target).await?;
         let back = spec.reversed(control.map_or(spec.epoch.next(), |control| control.epoch));
+        if live.comparing.is_some() && live.warmed != Some(Way::Back) {
+            self.warm(&Ends { source: Arc::clone(&ends.target), target: Arc::clone(&ends.source) }).await?;
+            live.warmed = Some(Way::Back);
+            return Ok(Lag { changes: FAR, applied });
+        }
         self.settle(live, &back).await?;
         Ok(Lag { changes: 0, applied })
     }

@@ -69,6 +69,9 @@ pub struct MigrationRecord {
     pub proof: Option<Proof>,
     /// The last thing that went wrong.
     pub why: Option<String>,
+    /// The node without which it ends, since that is gone for good.
+    #[serde(default)]
+    pub lost: Option<NodeId>,
 }
 
 impl MigrationRecord {
@@ -85,6 +88,16 @@ impl MigrationRecord {
     /// The planned target.
     pub fn target(&self) -> &NodeId {
         &self.planned.target
+    }
+
+    /// The node that does not own the shard, in states from which the migration can be ended without it.
+    pub fn spare(&self) -> Option<&NodeId> {
+        use MigrationState as S;
+        match &self.state {
+            S::OpeningWayBack { .. } | S::Reversible { .. } | S::Finishing { way: Way::There } => Some(self.source()),
+            S::Finishing { way: Way::Back } | S::Undoing { .. } => Some(self.target()),
+            _ => None,
+        }
     }
 
     /// What a backend is told of it.

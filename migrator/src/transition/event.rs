@@ -1,6 +1,6 @@
 //! What happens to a migration, and what is to be done about it.
 
-use foreshard_domain::{Epoch, RealTime, Timestamp};
+use foreshard_domain::{Epoch, NodeId, RealTime, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{Position, Proof, Verification, Way};
@@ -97,6 +97,16 @@ pub enum Event {
         /// How many fences may be tried after the first.
         fences_left: u32,
     },
+    /// Request: end without the node that does not own the shard, which is gone for good.
+    NodeLost {
+        /// Which.
+        node: NodeId,
+    },
+    /// The way back was closed, since it kept back too much on the owner.
+    WayBackClosed {
+        /// What it kept back.
+        why: String,
+    },
     /// Request: remove the old copy.
     Finish {
         /// Present model time; the retention must be over (M5).
@@ -134,6 +144,8 @@ impl Event {
             Self::Resume => "resume",
             Self::Cancel => "cancel",
             Self::RollBack { .. } => "roll_back",
+            Self::NodeLost { .. } => "node_lost",
+            Self::WayBackClosed { .. } => "way_back_closed",
             Self::Finish { .. } => "finish",
         }
     }
@@ -141,7 +153,8 @@ impl Event {
     /// What it says beyond its name, if a person would want to know.
     pub fn note(&self) -> Option<String> {
         match self {
-            Self::FenceLost { why } | Self::Broke { why } => Some(why.clone()),
+            Self::FenceLost { why } | Self::Broke { why } | Self::WayBackClosed { why } => Some(why.clone()),
+            Self::NodeLost { node } => Some(format!("node {node} was given up as gone for good")),
             Self::Verified { verification } => differences(verification),
             Self::Proved { proof } => differences(&proof.verification),
             _ => None,

@@ -89,13 +89,16 @@ fn next(state: &MigrationState, event: &Event) -> Result<MigrationState, Illegal
             S::CatchingUp { leg: Leg::Back { fences_left: *fences_left, until: *until } }
         }
         (S::Reversible { until }, E::Finish { now }) if now >= until => S::Finishing { way: Way::There },
+        (S::OpeningWayBack { .. } | S::Reversible { .. }, E::NodeLost { .. }) => S::Finishing { way: Way::There },
+        (S::Finishing { .. } | S::Undoing { .. }, E::NodeLost { .. }) => state.clone(),
+        (S::Reversible { .. }, E::WayBackClosed { .. }) => state.clone(),
         (S::Finishing { way: Way::There }, E::Finished) => S::Done,
         (S::Finishing { way: Way::Back }, E::Finished) => S::RolledBack,
         (S::Releasing { until, .. }, E::Released) => S::Reversible { until: *until },
         (S::Undoing { ending: Ending::Cancelled }, E::Undone) => S::Cancelled,
         (S::Undoing { ending: Ending::Failed { why } }, E::Undone) => S::Failed { why: why.clone() },
         (S::Paused { at }, E::Resume) => at.as_ref().clone(),
-        (S::Paused { at }, E::Cancel) => return next(at, event),
+        (S::Paused { at }, E::Cancel | E::Broke { .. }) => return next(at, event),
         (state, E::Pause) if state.may_pause() => S::Paused { at: Box::new(state.clone()) },
         (S::Preparing { .. } | S::Copying { .. } | S::TryingWayBack { .. }, E::Broke { .. } | E::Cancel) => {
             S::Undoing { ending: ending(event) }
@@ -151,6 +154,9 @@ fn illegal(state: &MigrationState, event: &Event) -> IllegalTransition {
         }
         (MigrationState::Proving { fence_at, .. }, Event::Proved { proof }) => {
             Some(format!("the proof is of position {}, the fence at {}", proof.fence_at.0, fence_at.0))
+        }
+        (state, Event::NodeLost { .. }) if !state.is_terminal() => {
+            Some("a node can be given up once the shard is open on the other, or while the move is undone".into())
         }
         (_, Event::SealFound { .. }) => Some("the proof that is known does not entitle to the seal".into()),
         (state, Event::Pause) if !state.is_at_rest() => Some("it can be paused only before the fence".into()),

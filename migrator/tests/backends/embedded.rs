@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::contract::{self, Bench, Rows, node};
+use crate::contract::{self, Bench, Rows, WithClock, node};
 
 struct EmbeddedBench {
     clock: Arc<ManualClock>,
@@ -62,8 +62,12 @@ impl Bench for EmbeddedBench {
         &self.backend
     }
 
-    fn clock(&self) -> &ManualClock {
-        &self.clock
+    fn now(&self) -> RealTime {
+        self.clock.real()
+    }
+
+    async fn pass(&self, ms: i64) {
+        self.clock.advance_ms(ms);
     }
 
     async fn write(&self, node: &NodeId, epoch: Epoch, key: &[u8], value: Option<&[u8]>, write_id: u128) -> bool {
@@ -86,6 +90,12 @@ impl Bench for EmbeddedBench {
 
     async fn things(&self, node: &NodeId) -> usize {
         Keyspace::ALL.into_iter().map(|keyspace| self.pairs(node, keyspace).len()).sum()
+    }
+}
+
+impl WithClock for EmbeddedBench {
+    fn clock(&self) -> &ManualClock {
+        &self.clock
     }
 }
 

@@ -85,5 +85,6 @@ pub fn migration(id: &str, s: usize, source: usize, target: usize, epoch: Epoch)
         fence_back_ms: 0,
         proof: None,
         why: None,
+        lost: None,
     }
 }

@@ -1,9 +1,10 @@
 //! A backend that stops before or after a named call until the test lets it go on, or fails it.
 
 use async_trait::async_trait;
-use foreshard_domain::{BackendKind, Epoch, LeaderTerm, NodeId, Observation, RealTime, ShardId};
+use foreshard_domain::{BackendKind, Epoch, LeaderTerm, MigrationId, NodeId, Observation, RealTime, ShardId};
 use foreshard_migrator::{
-    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, SourceState, Verification,
+    Backend, BackendError, Capabilities, CopyProgress, Lag, Left, MoveSpec, Position, Proof, Room, SourceState, Swept,
+    Verification,
 };
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -169,6 +170,22 @@ impl<B: Backend> Backend for Watched<B> {
 
     async fn finish(&self, spec: &MoveSpec) -> Result<Left, BackendError> {
         self.inner.finish(spec).await
+    }
+
+    async fn clear_owner(&self, spec: &MoveSpec, owner: &NodeId) -> Result<Left, BackendError> {
+        self.inner.clear_owner(spec, owner).await
+    }
+
+    async fn room(&self, spec: &MoveSpec) -> Result<Room, BackendError> {
+        self.inner.room(spec).await
+    }
+
+    async fn close_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {
+        self.inner.close_way_back(spec).await
+    }
+
+    async fn sweep(&self, known: &[MigrationId]) -> Result<Swept, BackendError> {
+        self.inner.sweep(known).await
     }
 
     fn let_go(&self, spec: &MoveSpec) {

@@ -56,8 +56,12 @@ pub fn run(command: &MigrateCommand, settings: &Settings, format: Format) -> Res
                 let wanted = ["rolled_back"];
                 act(settings, format, &wanted, async |access: &Access| Ok(access.client.rollback(id).await?.id)).await
             }
-            MigrateCommand::Finish { id } => {
-                act(settings, format, &["done"], async |access: &Access| Ok(access.client.finish(id).await?.id)).await
+            MigrateCommand::Finish { id, lost_node } => {
+                let wanted: &[&str] =
+                    if lost_node.is_some() { &["done", "rolled_back", "cancelled", "failed"] } else { &["done"] };
+                let lost = lost_node.as_ref();
+                act(settings, format, wanted, async |access: &Access| Ok(access.client.finish(id, lost).await?.id))
+                    .await
             }
             MigrateCommand::Watchdog { once, every } => watchdog(settings, format, *once, *every).await,
             MigrateCommand::Ring { topology } => ring::run(topology.as_deref(), settings, format).await,
