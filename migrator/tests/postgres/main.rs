@@ -8,6 +8,7 @@ mod cluster;
 mod contract;
 mod faults;
 mod harness;
+mod looked_after;
 mod measure;
 mod moves;
 mod mutants;
