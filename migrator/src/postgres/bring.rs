@@ -109,12 +109,8 @@ impl PostgresBackend {
     pub(super) async fn make_ready(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
         let names = Names::new(&spec.migration);
         let source = live.session(self, spec, &spec.source).await?;
-        guard::install(&source, spec, "open").await?;
-        guard::guard_schema(&source, &names).await?;
-        self.identify(&source).await?;
-        guard::guard_tables(&source, self.settings.lock_timeout).await?;
-        let tables = catalog::tables(&source).await?;
-        replication::publish(&source, &names.publication(Way::There), &tables, self.settings.lock_timeout).await?;
+        let guarded = self.guard_source(&source, spec);
+        self.outlasting_transactions(&source, guarded).await??;
 
         let target_server = self.server(&spec.target, spec).await?;
         schema::database::create_database(&source, &target_server, &names).await?;
@@ -122,6 +118,17 @@ impl PostgresBackend {
         guard::install(&ends.target, spec, "importing").await?;
         self.dump(live, spec, &ends).await?;
         self.restore(live, spec, &ends, None).await
+    }
+
+    /// Guards, and the publication: from here on nothing that a client does escapes.
+    async fn guard_source(&self, source: &Session, spec: &MoveSpec) -> Result<(), BackendError> {
+        let names = Names::new(&spec.migration);
+        guard::install(source, spec, "open").await?;
+        guard::guard_schema(source, &names).await?;
+        self.identify(source).await?;
+        guard::guard_tables(source, self.settings.lock_timeout).await?;
+        let tables = catalog::tables(source).await?;
+        replication::publish(source, &names.publication(Way::There), &tables, self.settings.lock_timeout).await
     }
 
     /// Lets the whole row identify rows of tables without a key, if the settings allow it; noted first, so that it is taken
@@ -224,7 +231,9 @@ impl PostgresBackend {
             shard: spec.shard.as_str().to_owned(),
             application: names.application(),
         };
-        match SnapshotCopy::begin(between, &names.slot(Way::There), &self.settings, SNAPSHOT).await {
+        let slot = names.slot(Way::There);
+        let begun = SnapshotCopy::begin(between, &slot, &self.settings, SNAPSHOT);
+        match self.outlasting_transactions(&ends.source, begun).await? {
             Ok(copy) => {
                 live.copy = Some(copy);
                 all_covered(&ends.source, &names).await

@@ -5,14 +5,12 @@ use foreshard_domain::{Epoch, NodeId, RealTime, ShardId};
 use futures::future::{join_all, try_join_all};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_postgres::types::Type;
 
 use super::backend::{Live, PostgresBackend, Ready, fenced, permanent};
 use super::mutant::Mutant;
 use super::names::Names;
 use super::pooler::{Console, Route, write_route};
 use super::session::Session;
-use super::settings::LongTransactions;
 use super::{guard, replication, sequences, verify};
 use crate::{BackendError, MoveSpec, Position, Proof, SourceState, Verification, Way};
 
@@ -56,9 +54,7 @@ impl PostgresBackend {
         {
             return Err(fenced(doing, format!("migration {} holds a fence there", control.migration)));
         }
-        if let LongTransactions::End { after } = self.settings.long_transactions {
-            end_long_transactions(&source, after).await?;
-        }
+        self.end_long_transactions(&source).await?;
         if self.is(Mutant::SkipFence) {
             live.mark = Some((Position(1), 0));
             return Ok(Position(1));
@@ -292,17 +288,4 @@ async fn no_large_objects(source: &Session) -> Result<(), BackendError> {
         true => Ok(()),
         false => Err(permanent(doing, "large objects were made during the move, and would stay behind")),
     }
-}
-
-/// Ends transactions that are older than a fence can wait for.
-async fn end_long_transactions(source: &Session, after: Duration) -> Result<(), BackendError> {
-    let sql = "SELECT pid, COALESCE(usename::text, ''), pg_terminate_backend(pid) FROM pg_stat_activity \
-               WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid() \
-                 AND application_name NOT LIKE 'foreshard %' \
-                 AND xact_start < clock_timestamp() - make_interval(secs => $1)";
-    for row in source.query("ending long transactions", sql, &[(&after.as_secs_f64(), Type::FLOAT8)]).await? {
-        let (pid, user): (i32, String) = (super::session::get(&row, 0)?, super::session::get(&row, 1)?);
-        tracing::warn!(pid, user, node = %source.node(), database = source.database(), "a long transaction was ended for a move");
-    }
-    Ok(())
 }

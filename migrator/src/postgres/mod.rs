@@ -24,6 +24,7 @@ mod cut_over;
 mod engine;
 mod find;
 mod guard;
+mod long_transactions;
 mod lsn;
 mod mutant;
 mod names;

@@ -67,8 +67,10 @@ impl PostgresBackend {
         let publication = names.publication(spec.way);
         // A reader whose link hangs holds the slot's name until the server notices.
         replication::drop_slot(&ends.source, &names.tracker(spec.way)).await?;
-        let tracker = ChangeTracker::start(&params, slot, &publication, tracker::Limits::default(), TRACKER)
-            .await
+        let tracker = ChangeTracker::start(&params, slot, &publication, tracker::Limits::default(), TRACKER);
+        let tracker = self
+            .outlasting_transactions(&ends.source, tracker)
+            .await?
             .map_err(|e| failed("beginning to follow changes", e))?;
         let tables = catalog::tables(&ends.source).await?;
         let layouts = compare::layouts(&ends.source, &tables).await?;

@@ -12,6 +12,7 @@ mod looked_after;
 mod measure;
 mod moves;
 mod mutants;
+mod real_life;
 mod smoke;
 mod watchdog;
 mod watched;

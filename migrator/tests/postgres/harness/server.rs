@@ -76,6 +76,30 @@ impl PgServer {
         server
     }
 
+    /// A hot standby of `primary` that follows it under its own name, by a base backup.
+    pub async fn standby_of(primary: &Self, name: &str) -> Self {
+        let folder = folder(&format!("foreshard-pg-{name}-"), None);
+        let mut backup = as_server(&postgres_bin().join("pg_basebackup"));
+        let from = primary.address("postgres").conninfo();
+        backup.args(["-d", &from, "-X", "stream", "-c", "fast", "-D"]).arg(folder.path().join("data"));
+        backup.current_dir(folder.path());
+        super::process::run(backup).await;
+        let mut server = Self { name: name.into(), port: Port::reserve(), folder, wal: None, tree: None };
+        let follow = format!("'{} application_name={name}'", from.replace('\'', "''"));
+        let settings = vec![("primary_conninfo", follow), ("hot_standby", "on".into())];
+        server.write_settings(&ServerOptions { fsync: false, settings, ..ServerOptions::default() });
+        server.write("standby.signal", "");
+        server.start_again().await;
+        server
+    }
+
+    /// Sets something for the whole server, from now on.
+    pub async fn set(&self, setting: &str, value: &str) {
+        let text = fs::read_to_string(self.data_dir().join("postgresql.conf")).unwrap();
+        self.write("postgresql.conf", &format!("{text}{setting} = {value}\n"));
+        self.sql("postgres", "SELECT pg_reload_conf()").await;
+    }
+
     async fn move_wal(&mut self) {
         let apart = folder(&format!("foreshard-wal-{}-", self.name), None);
         let (here, there) = (self.data_dir().join("pg_wal"), apart.path().join("pg_wal"));
