@@ -2,13 +2,12 @@
 //! registry, nodes and rules from a topology file.
 
 use foreshard_api::{ForecastClient, ScenarioQuery};
-use foreshard_control::{Assembled, Known, Recent, assemble};
+use foreshard_control::{Assembled, Known, Recent, View, assemble};
 use foreshard_datasets::{CommunicationEdge, History, read_communication, read_topology};
 use foreshard_domain::{CostModel, ModelVersion, Node, Placement, Product, ScenarioSet, ShardId, Topology};
-use foreshard_migrator::Ring;
+use foreshard_migrator::{Ring, State};
 use foreshard_policy::{Communication, Planned, PlanningInput, plan};
 use foreshard_training::CostRegistry;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::commands::local::Local;
@@ -38,19 +37,24 @@ pub enum Source<'a> {
     Server(&'a ForecastClient),
 }
 
-/// Plans once.
+/// Plans once. `held` is what the state store knows, if this process holds one: who owns which shard counts for more than what
+/// the history says, and shards that move, or are kept for their way back, are left alone.
 pub async fn advise(
     settings: &Settings,
     topology: &Path,
     history: &History,
     source: Source<'_>,
+    held: Option<&View>,
 ) -> Result<Advice, Failure> {
     let topology = read_topology(topology)?;
     let (now_step, product) = (Product::NextHours.step(), Product::NextHours);
     let (_, newest) = history.span().ok_or("the history is empty")?;
     let now = now_step.floor(newest).plus_steps(1, now_step);
     let mut notes = Vec::new();
-    let placement = placement(history, &topology, &mut notes)?;
+    let mut placement = placement(history, &topology, &mut notes)?;
+    let nobody = View::of(&State::default(), now);
+    let held = held.unwrap_or(&nobody);
+    owned(&mut placement, held, &topology)?;
     let (scenarios, version) = scenarios(settings, source, product).await?;
     let recent = last_seen(history);
     let cost_model = cost_model(&settings.registry.path)?;
@@ -64,9 +68,9 @@ pub async fn advise(
         parent: None,
         topology: &topology,
         placement: &placement,
-        in_flight: Vec::new(),
-        last_moved: &BTreeMap::new(),
-        retained: &BTreeMap::new(),
+        in_flight: held.in_flight.clone(),
+        last_moved: &held.last_moved,
+        retained: &held.retained,
         recent: &recent,
         scenarios,
         communication: &communication,
@@ -126,6 +130,22 @@ fn placement(history: &History, topology: &Topology, notes: &mut Vec<String>) ->
         }
     }
     Ok(placement)
+}
+
+/// Shards that the history tells of are where their owner is.
+fn owned(placement: &mut Placement, held: &View, topology: &Topology) -> Result<(), Failure> {
+    for (shard, owner) in held.placement.iter() {
+        if placement.node_of(shard).is_none_or(|node| node == owner) {
+            continue;
+        }
+        if topology.node(owner).is_none() {
+            return Err(
+                format!("shard {shard} is owned by node {owner}, which the topology lacks; add it there").into()
+            );
+        }
+        placement.assign(shard.clone(), owner.clone());
+    }
+    Ok(())
 }
 
 fn last_seen(history: &History) -> Recent {

@@ -5,6 +5,7 @@
 //! shards by itself is `foreshard_control::ControlLoop`; `foreshard demo` runs it on the embedded engine.
 
 use foreshard_api::ForecastClient;
+use foreshard_control::ControlServer;
 use foreshard_datasets::{DecisionLog, ReadFilter, read_history};
 use foreshard_policy::{Plan, check, decisions, explain};
 use serde::Serialize;
@@ -32,7 +33,7 @@ pub fn run(args: &ControlArgs, settings: &Settings, format: Format) -> Result<Ve
     let log = DecisionLog::open(&settings.data.decisions)?;
     runtime()?.block_on(async {
         if args.once {
-            return one_round(server, topology, settings, &log, format).await;
+            return one_round(server, topology, settings, &log, None, format).await;
         }
         let holder = if settings.postgres.nodes.is_empty() { None } else { Some(migrate::stay(settings).await?) };
         if holder.is_some() {
@@ -40,7 +41,7 @@ pub fn run(args: &ControlArgs, settings: &Settings, format: Format) -> Result<Ve
         }
         let rounds = async {
             loop {
-                if let Err(error) = one_round(server, topology, settings, &log, format).await {
+                if let Err(error) = one_round(server, topology, settings, &log, holder.as_ref(), format).await {
                     // The next round may find serving again; an operator sees why this one did not happen.
                     eprintln!("{}", output::chain(error.as_ref()));
                 }
@@ -63,12 +64,17 @@ async fn one_round(
     topology: &Path,
     settings: &Settings,
     log: &DecisionLog,
+    holder: Option<&ControlServer>,
     format: Format,
 ) -> Result<Verdict, Failure> {
     let client = ForecastClient::connect(server).await?;
     let history = read_history(&settings.data.history, &ReadFilter::default())?;
+    let held = match holder {
+        Some(holder) => Some(holder.view().await?),
+        None => None,
+    };
     let Advice { input, planned, version, notes } =
-        advise(settings, topology, &history, Source::Server(&client)).await?;
+        advise(settings, topology, &history, Source::Server(&client), held.as_ref()).await?;
     let violations: Vec<String> = match check(&input, &planned.plan) {
         Ok(_) => Vec::new(),
         Err(found) => found.iter().map(ToString::to_string).collect(),

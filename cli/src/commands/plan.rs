@@ -15,7 +15,7 @@ pub fn run(args: &PlanArgs, settings: &Settings, format: Format) -> Result<Verdi
     let registry = path(&args.registry, &settings.registry.path);
     let local = Local::open(path(&args.history, &settings.data.history), registry, &settings.registry.model)?;
     let topology = path(&args.topology, &settings.data.topology);
-    let advice = runtime()?.block_on(advise(settings, topology, &local.history, Source::Local(&local)))?;
+    let advice = runtime()?.block_on(advise(settings, topology, &local.history, Source::Local(&local), None))?;
     let plan = &advice.planned.plan;
     if let Some(shard) = args.why.as_ref().filter(|s| advice.input.placement.node_of(s).is_none()) {
         return Err(format!("shard {shard} is not placed on any node; see `foreshard data inspect`").into());

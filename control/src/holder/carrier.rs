@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::by_hand::{self, ByHand, StartError, adoption};
 use super::{reason, show};
+use crate::View;
 
 /// How often a stop looks whether an owner change under way has come through.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -169,6 +170,10 @@ impl Carrier {
 
     pub(crate) async fn shard_map(&self) -> Result<Vec<ShardOwner>, DriverError> {
         Ok(show::shard_map(&self.read().await?))
+    }
+
+    pub(crate) async fn view(&self) -> Result<View, DriverError> {
+        Ok(View::of(&self.read().await?, self.parts.clock.model()))
     }
 
     async fn migration(&self, id: &MigrationId) -> Result<Migration, DriverError> {

@@ -28,6 +28,7 @@ pub use carrier::HolderParts;
 pub use show::{details, migrations, shard_map};
 pub use socket::SocketError;
 
+use crate::View;
 use carrier::Carrier;
 use service::ControlApi;
 use socket::Socket;
@@ -112,6 +113,14 @@ impl ControlServer {
         let serving = tokio::spawn(server.serve_with_incoming_shutdown(clients, stop.clone().cancelled_owned()));
         let _stops_when_dropped = (stop.clone().drop_guard(), carrier.stop_guard());
         Ok(Self { carrier, stop, _stops_when_dropped, serving, keeping_up, socket, patience })
+    }
+
+    /// What planning has to know of the shards that it holds.
+    ///
+    /// # Errors
+    /// [`DriverError::Store`] if the state store cannot be read.
+    pub async fn view(&self) -> Result<View, DriverError> {
+        self.carrier.view().await
     }
 
     /// Waits until no migration is worked on.
