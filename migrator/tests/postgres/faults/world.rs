@@ -194,10 +194,11 @@ impl World {
                 self.link(cell, end).heal();
             }
             Fault::DiskIsFull | Fault::DiskIsFullForItsLog => {
+                // A server without disk takes no new connections.
+                let target = self.server(cell, End::Target).connect("postgres").await;
                 let full = self.disks.as_ref().map(|disks| disks[self.nth(cell, End::Target)].fill()).unwrap();
                 if cell.fault == Fault::DiskIsFullForItsLog {
-                    let target = self.server(cell, End::Target).connect("postgres").await;
-                    // It may end itself over this already.
+                    // It ends itself over this, unless somebody who writes was faster.
                     let _ended = target.batch_execute("SELECT pg_switch_wal(); SELECT txid_current()").await;
                 }
                 stop.go_on();
