@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// A cluster needs about 70 MB, and its log grows.
 const DISK_MEGABYTES: u32 = 400;
 
+/// Rows, about 5 MB, without which copying would be over before anything could go wrong.
+const BALLAST: &str = "SET ROLE app; CREATE TABLE ballast (n int PRIMARY KEY, t text); \
+                       INSERT INTO ballast SELECT n, repeat(md5(n::text), 3) FROM generate_series(1, 40000) n";
+
 pub struct World {
     cluster: Cluster,
     /// Before source and target of the first move; the next one goes the other way.
@@ -46,6 +50,10 @@ impl World {
         };
         let mut cluster = Cluster::start_on([&options(0), &options(1)], 1).await;
         create_tables(&cluster.source.app_address(SHOP), CheckerOptions::default().accounts).await;
+        cluster.source.sql(SHOP, BALLAST).await;
+        // Copying takes several pieces and most of a second.
+        cluster.settings.copy_piece_bytes = 1 << 20;
+        cluster.settings.copy_bytes_per_s = Some(8e6);
         let links = [Proxy::to(cluster.source.port()).await, Proxy::to(cluster.target.port()).await];
         for (name, server, link) in [("source", &cluster.source, &links[0]), ("target", &cluster.target, &links[1])] {
             let address = cluster.settings.nodes.get_mut(&node(name)).unwrap();
