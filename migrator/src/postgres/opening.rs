@@ -7,7 +7,7 @@
 use foreshard_domain::Epoch;
 use std::time::Duration;
 
-use super::guard::{self, control, refusal, refused};
+use super::guard::{control, refusal, refused};
 use super::names::SCHEMA;
 use super::session::{Session, ident, literal, sqlstate};
 use crate::{BackendError, MoveSpec};
@@ -64,6 +64,7 @@ pub(super) async fn open(session: &Session, spec: &MoveSpec, epoch: Epoch) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::guard;
     use crate::postgres::test_server::{LIMIT, TestServer};
     use crate::{Position, Way};
     use foreshard_domain::{Consistency, MigrationId, NodeId, ShardId};
