@@ -10,7 +10,7 @@ use crate::harness::server::{PgServer, ServerOptions};
 use crate::harness::small_disk::SmallDisk;
 use crate::watched::{Stop, Watched, When};
 use foreshard_domain::MigrationId;
-use foreshard_migrator::{Driver, MigrationRecord, MigrationState, Request, Way};
+use foreshard_migrator::{Driver, MigrationRecord, MigrationState, RedbStore, Request, StateStore, Way};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -236,19 +236,17 @@ impl World {
 
     /// What is known of the last migration, for a cell that failed.
     pub async fn tell(&self) {
-        let Ok(state) = self.cluster.store.read().await else { return };
-        let last = state.migrations.values().max_by_key(|record| record.created_at);
-        let Some(record) = last else { return };
-        println!("-- migration {} from {} is {:?}", record.id, record.planned.source, record.state);
-        for row in state.journal.get(&record.id).iter().flat_map(|rows| rows.iter()) {
-            println!(
-                "  {:?} term {}: {} -> {} {}",
-                row.at,
-                row.term,
-                row.event,
-                row.state,
-                row.note.as_deref().unwrap_or("")
-            );
+        // A cell with a process fails with the store closed.
+        let state = match RedbStore::look(&self.cluster.store_file()) {
+            Ok(state) => state,
+            Err(_) => self.cluster.store.read().await.unwrap_or_default(),
+        };
+        if let Some(record) = state.migrations.values().max_by_key(|record| record.created_at) {
+            println!("-- migration {} from {} is {:?}", record.id, record.planned.source, record.state);
+            for row in state.journal.get(&record.id).iter().flat_map(|rows| rows.iter()) {
+                let note = row.note.as_deref().unwrap_or_default();
+                println!("  {:?} term {}: {} -> {} {note}", row.at, row.term, row.event, row.state);
+            }
         }
         for server in [&self.cluster.source, &self.cluster.target] {
             println!("-- the last of {}'s log\n{}", server.name(), server.log_tail());
