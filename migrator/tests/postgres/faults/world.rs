@@ -10,7 +10,7 @@ use crate::harness::server::{PgServer, ServerOptions};
 use crate::harness::small_disk::SmallDisk;
 use crate::watched::{Stop, Watched, When};
 use foreshard_domain::MigrationId;
-use foreshard_migrator::{Driver, MigrationRecord, MigrationState, RedbStore, Request, StateStore, Way};
+use foreshard_migrator::{Driver, MigrationRecord, MigrationState, RedbStore, Request, Way};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
