@@ -11,7 +11,7 @@ use super::mutant::Mutant;
 use super::names::Names;
 use super::pooler::{Console, Route, write_route};
 use super::session::Session;
-use super::{guard, replication, sequences, verify};
+use super::{guard, opening, replication, sequences, verify};
 use crate::{BackendError, MoveSpec, Position, Proof, SourceState, Verification, Way};
 
 /// The driver ends a call at the deadline of its fence; none is ever longer.
@@ -220,7 +220,7 @@ impl PostgresBackend {
         self.not_unsealed(live, spec).await?;
         let target = live.session(self, spec, &spec.target).await?;
         let epoch = if self.is(Mutant::ReuseEpoch) { spec.epoch } else { epoch };
-        guard::open(&target, spec, epoch).await?;
+        opening::open(&target, spec, epoch).await?;
         // Clients wait for the route: what it needs is connected already.
         let ready = Ready { owner: spec.target.clone(), session: target, consoles: std::mem::take(&mut live.consoles) };
         self.ready.lock().await.insert(spec.shard.clone(), ready);

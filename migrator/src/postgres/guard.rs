@@ -241,12 +241,12 @@ pub(super) fn source_state(control: &Control, spec: &MoveSpec) -> Result<SourceS
     })
 }
 
-fn refused(doing: &str, why: String) -> BackendError {
+pub(super) fn refused(doing: &str, why: String) -> BackendError {
     BackendError::Fenced { doing: doing.to_owned(), why }
 }
 
 /// Why a conditional change of the control row found no row.
-async fn refusal(session: &Session, doing: &str, spec: &MoveSpec) -> BackendError {
+pub(super) async fn refusal(session: &Session, doing: &str, spec: &MoveSpec) -> BackendError {
     match control(session).await {
         Err(error) => error,
         Ok(None) => refused(doing, format!("node {} has no control row: it is no source of this move", session.node())),
@@ -406,36 +406,6 @@ pub(super) async fn note_opening(
         closing.join("; ")
     );
     session.run("closing the database to clients", &sql).await
-}
-
-/// Opens the shard here in `epoch`, to everybody who could log in where it comes from; nothing happens if it is already.
-pub(super) async fn open(session: &Session, spec: &MoveSpec, epoch: Epoch) -> Result<(), BackendError> {
-    let doing = "opening the new owner";
-    let Some(found) = control(session).await?.filter(|c| c.migration == spec.migration.as_str()) else {
-        return Err(refusal(session, doing, spec).await);
-    };
-    if found.state == "open" && found.epoch == epoch {
-        return Ok(());
-    }
-    if found.epoch >= epoch || !matches!(found.state.as_str(), "importing" | "sealed") {
-        return Err(refusal(session, doing, spec).await);
-    }
-    if found.fence_at.is_none() {
-        return Err(refused(doing, format!("node {} was never proven to hold everything", session.node())));
-    }
-    // The condition is asked for again in the transaction itself; the division fails, and with it all of it, if it does not hold.
-    let sql = format!(
-        "BEGIN; SET LOCAL synchronous_commit = on; \
-         UPDATE {SCHEMA}.control SET state = 'open', epoch = {e}, deadline = NULL, fence_at = NULL, opening = NULL \
-           WHERE migration = {m} AND epoch < {e} AND state IN ('importing', 'sealed'); \
-         SELECT 1 / count(*) FROM {SCHEMA}.control WHERE migration = {m} AND epoch = {e} AND state = 'open'; \
-         {opening}; ALTER DATABASE {database} SET foreshard.epoch = '{e}'; COMMIT",
-        opening = found.opening.as_deref().filter(|o| !o.is_empty()).unwrap_or("SELECT 1"),
-        database = ident(session.database()),
-        e = epoch.0,
-        m = literal(spec.migration.as_str())
-    );
-    session.run(doing, &sql).await
 }
 
 /// The epoch that was last opened here, by which a move that was decided on older knowledge is refused (M2).

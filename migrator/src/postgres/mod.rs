@@ -8,7 +8,7 @@
 //!   for each leader term.
 //! - `preflight`, `schema`, `copy`: checks, the schema, the rows at one snapshot.
 //! - `tracker` and `compare`: which keys have changed, and whether both sides hold the same.
-//! - `bring`, `verify`, `way_back`, `cut_over`, `remove`: the steps of a move, made of these.
+//! - `bring`, `verify`, `way_back`, `cut_over`, `opening`, `remove`: the steps of a move, made of these.
 //! - `room`, `sweep`, `backup`, `warm`: looking after the servers: what a move keeps back, what one left behind, a backup before
 //!   the old copy goes, the new owner's cache.
 //! - `engine`: the [`crate::Backend`].
@@ -29,6 +29,7 @@ mod lsn;
 mod mutant;
 mod names;
 mod observe;
+mod opening;
 mod pgoutput;
 mod pooler;
 mod preflight;

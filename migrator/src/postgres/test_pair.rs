@@ -1,10 +1,8 @@
 //! Two servers for tests of what goes from one to the other.
 
-use foreshard_domain::NodeId;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::session::{Login, Place, Session};
-use super::settings::ServerAddress;
+use super::session::{Place, Session};
 use super::test_server::TestServer;
 
 pub(crate) struct TestPair {
@@ -36,11 +34,11 @@ impl TestPair {
     }
 
     pub fn source_place(&self) -> Place {
-        place("source", &self.source)
+        self.source.place("source")
     }
 
     pub fn target_place(&self) -> Place {
-        place("target", &self.target)
+        self.target.place("target")
     }
 
     pub async fn on_source(&self, database: &str) -> Session {
@@ -49,23 +47,5 @@ impl TestPair {
 
     pub async fn on_target(&self, database: &str) -> Session {
         self.target_place().open(database, "foreshard tests").await.unwrap()
-    }
-}
-
-fn place(node: &str, server: &TestServer) -> Place {
-    let params = server.params("postgres");
-    Place {
-        node: NodeId::new(node).unwrap(),
-        address: ServerAddress {
-            host: params.host,
-            port: params.port,
-            user: params.user.clone(),
-            password: String::new(),
-            peer_host: None,
-            peer_port: None,
-            database: "postgres".into(),
-            ..ServerAddress::default()
-        },
-        login: Login { user: params.user, password: String::new() },
     }
 }

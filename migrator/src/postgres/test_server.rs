@@ -1,6 +1,9 @@
 //! A PostgreSQL server for the tests of this crate: in a temporary folder, on a free loopback port, stopped at drop.
 
+use super::session::{Login, Place};
+use super::settings::ServerAddress;
 use super::wire::ConnectParams;
+use foreshard_domain::NodeId;
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -115,6 +118,22 @@ impl TestServer {
             user: "postgres".into(),
             password: None,
             application_name: "foreshard tests".into(),
+        }
+    }
+
+    /// It as a node.
+    pub(crate) fn place(&self, node: &str) -> Place {
+        let params = self.params("postgres");
+        Place {
+            node: NodeId::new(node).unwrap(),
+            address: ServerAddress {
+                host: params.host,
+                port: params.port,
+                user: params.user.clone(),
+                password: String::new(),
+                ..ServerAddress::default()
+            },
+            login: Login { user: params.user, password: String::new() },
         }
     }
 

@@ -8,8 +8,11 @@ use foreshard_domain::{
     Timestamp,
 };
 use foreshard_migrator::postgres::{PoolerAddress, PostgresBackend, PostgresSettings, ServerAddress};
-use foreshard_migrator::{Backend, Change, Driver, DriverConfig, MigrationRecord, RedbStore, StateStore};
+use foreshard_migrator::{
+    Backend, Change, Driver, DriverConfig, MemoryStore, MigrationRecord, RedbStore, StateStore, StoreError,
+};
 use foreshard_policy::{Move, Reason, RuleName};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +34,7 @@ pub struct Cluster {
     pub poolers: Vec<Pooler>,
     pub store: Arc<dyn StateStore>,
     pub settings: PostgresSettings,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 pub fn address(port: u16) -> ServerAddress {
@@ -49,7 +52,12 @@ pub fn address(port: u16) -> ServerAddress {
 
 impl Cluster {
     pub async fn start(options: &ServerOptions, poolers: usize) -> Self {
-        let (source, target) = tokio::join!(PgServer::start("source", options), PgServer::start("target", options));
+        Self::start_on([options, options], poolers).await
+    }
+
+    /// The same with source and target set up each in its own way.
+    pub async fn start_on([of_source, of_target]: [&ServerOptions; 2], poolers: usize) -> Self {
+        let (source, target) = tokio::join!(PgServer::start("source", of_source), PgServer::start("target", of_target));
         source.create_database(SHOP).await;
         let mut running = Vec::new();
         for n in 0..poolers {
@@ -61,12 +69,28 @@ impl Cluster {
             ..PostgresSettings::default()
         };
         let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(RedbStore::open(&folder.path().join("state.redb")).unwrap());
+        let store = Arc::new(RedbStore::open(&store_in(folder.path())).unwrap());
         let term = store.take_leadership("setup").await.unwrap();
         let at = store.read().await.unwrap().revision;
         let owner = Owner { node: node("source"), epoch: Epoch(1) };
         store.commit(at, term, vec![Change::SetOwner { shard: shop(), expected: None, owner }]).await.unwrap();
-        Self { source, target, poolers: running, store, settings, _folder: folder }
+        Self { source, target, poolers: running, store, settings, folder }
+    }
+
+    /// Where the state store is, which one process at a time has open.
+    pub fn store_file(&self) -> PathBuf {
+        store_in(self.folder.path())
+    }
+
+    /// Leaves the state store to another process; no driver of this one may be left.
+    pub async fn close_store(&mut self) {
+        self.store = Arc::new(MemoryStore::default());
+        drop(opened(&self.store_file()).await);
+    }
+
+    /// Takes the state store back.
+    pub async fn open_store(&mut self) {
+        self.store = Arc::new(opened(&self.store_file()).await);
     }
 
     /// A new controller: the next leader term, on a backend of its own.
@@ -122,6 +146,23 @@ impl Cluster {
             assert_eq!(pooler.route_of(SHOP).await.unwrap().0, owning.port(), "{}", pooler.name());
         }
         assert!(self.store.read().await.unwrap().objects.is_empty());
+    }
+}
+
+fn store_in(folder: &Path) -> PathBuf {
+    folder.join("state.redb")
+}
+
+/// Opens a store that somebody may be about to close.
+async fn opened(file: &Path) -> RedbStore {
+    let began = tokio::time::Instant::now();
+    loop {
+        match RedbStore::open(file) {
+            Err(StoreError::Held { .. }) if began.elapsed() < Duration::from_secs(10) => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            opened => return opened.unwrap(),
+        }
     }
 }
 

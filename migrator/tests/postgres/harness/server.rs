@@ -171,6 +171,24 @@ impl PgServer {
         self.try_start().await.unwrap_or_else(|said| panic!("{said}"));
     }
 
+    /// Waits until it takes connections again after whatever befell it; starts it if it has ended itself.
+    pub async fn comes_back(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if !self.runs() {
+                self.kill9();
+                match self.try_start().await {
+                    Ok(()) => return,
+                    Err(said) => assert!(Instant::now() < until, "{said}"),
+                }
+            } else if self.address("postgres").connect().await.is_ok() {
+                return;
+            }
+            assert!(Instant::now() < until, "{} takes no connections\n{}", self.name, self.log_tail());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Ends the sessions and the server in good order.
     pub async fn stop_fast(&mut self) {
         let Some(mut tree) = self.tree.take() else { return };

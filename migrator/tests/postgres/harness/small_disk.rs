@@ -1,7 +1,8 @@
 //! A disk of a few megabytes, for servers that run out of it.
 
 use super::process::own;
-use std::path::Path;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
@@ -25,6 +26,28 @@ impl SmallDisk {
 
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Leaves no byte free until what this returns is dropped.
+    pub fn fill(&self) -> Filled {
+        let filled = Filled { file: self.folder.path().join("filler") };
+        let mut file = std::fs::File::create(&filled.file).unwrap();
+        for piece in [vec![0_u8; 1 << 20], vec![0; 4096]] {
+            let full = std::iter::repeat_with(|| file.write_all(&piece)).find_map(Result::err).unwrap();
+            assert_eq!(full.kind(), ErrorKind::StorageFull, "{full}");
+        }
+        filled
+    }
+}
+
+/// A disk that is full.
+pub struct Filled {
+    file: PathBuf,
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
     }
 }
 

@@ -130,11 +130,11 @@ impl Checker {
     }
 
     /// Ends the clients once they know what became of their writes.
-    pub async fn stop(self) -> History {
+    pub async fn stop(mut self) -> History {
         let _ = self.shared.stopped.set(Instant::now());
         self.shared.stop.notify_waiters();
         let mut clients = Vec::new();
-        for client in self.clients {
+        for client in std::mem::take(&mut self.clients) {
             clients.push(client.await.unwrap());
         }
         History { clients }
@@ -144,6 +144,13 @@ impl Checker {
     pub async fn finish(self, database: &Address) -> Report {
         let history = self.stop().await;
         history.check(&database.connect().await.unwrap()).await
+    }
+}
+
+/// Clients do not outlive a test that has failed.
+impl Drop for Checker {
+    fn drop(&mut self) {
+        self.clients.iter().for_each(JoinHandle::abort);
     }
 }
 
