@@ -6,7 +6,7 @@
 //!   and streams of changes; `pgoutput`: what such a stream says; `pooler`: PgBouncer's console and its routes.
 //! - `guard`: what refuses writes inside the server; `replication`: publications, slots, subscriptions; `roles`: a login
 //!   for each leader term.
-//! - `preflight`, `schema`, `copy`: checks, the schema, the rows at one snapshot.
+//! - `preflight`, `schema`, `copy`: checks, the schema, the rows at one snapshot; `pace`: how fast these may be read.
 //! - `tracker` and `compare`: which keys have changed, and whether both sides hold the same.
 //! - `bring`, `verify`, `way_back`, `cut_over`, `remove`: the steps of a move, made of these.
 //! - `engine`: the [`crate::Backend`].
@@ -25,6 +25,7 @@ mod lsn;
 mod mutant;
 mod names;
 mod observe;
+mod pace;
 mod pgoutput;
 mod pooler;
 mod preflight;
@@ -49,5 +50,7 @@ mod wire;
 pub use backend::PostgresBackend;
 #[doc(hidden)]
 pub use mutant::Mutant;
-pub use settings::{LongTransactions, Machine, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
+pub use settings::{
+    LongTransactions, Machine, PaceSettings, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey,
+};
 pub use watchdog::Watchdog;
