@@ -10,6 +10,7 @@ mod harness;
 mod measure;
 mod moves;
 mod mutants;
+mod paced;
 mod smoke;
 mod watchdog;
 mod watched;

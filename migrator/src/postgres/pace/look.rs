@@ -18,6 +18,8 @@ use crate::{BackendError, MoveSpec};
 const ROUTES_FOR: u32 = 20;
 /// Commits of our own by which a node is judged if no pooler answers, in each look.
 const PROBES: u64 = 3;
+/// Bytes of log after which it counts that a reader says nothing.
+const FAR_BEHIND: u64 = 4 << 20;
 /// Replication connections of moves: those of subscriptions bear the subscriptions' names.
 const OURS: [&str; 2] = [APPLICATION, PREFIX];
 
@@ -132,14 +134,19 @@ impl Looker {
 }
 
 /// How late each reader of the server's log is with what it has confirmed, in seconds, by process; without moves' own. One that
-/// has nothing to do is not late.
+/// has nothing to do is not late; one that is far behind and says nothing is as late as it is silent.
 async fn lags(session: &Session) -> Result<Vec<(i32, f64)>, BackendError> {
-    let sql = "SELECT pid, COALESCE(EXTRACT(epoch FROM replay_lag), 0)::float8 FROM pg_stat_replication \
-               WHERE NOT (starts_with(application_name, $1) OR starts_with(application_name, $2))";
+    let sql = format!(
+        "SELECT pid, GREATEST(EXTRACT(epoch FROM replay_lag), CASE WHEN pg_current_wal_lsn() \
+           - COALESCE(replay_lsn, flush_lsn, write_lsn) > {FAR_BEHIND} \
+           THEN EXTRACT(epoch FROM clock_timestamp() - reply_time) END, 0)::float8 \
+         FROM pg_stat_replication WHERE state IN ('streaming', 'catchup') \
+           AND NOT (starts_with(application_name, $1) OR starts_with(application_name, $2))"
+    );
     let [ours, subscriptions] = OURS;
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
         [(&ours, Type::TEXT), (&subscriptions, Type::TEXT)];
-    let rows = session.query("looking how late standbys are", sql, &parameters).await?;
+    let rows = session.query("looking how late standbys are", &sql, &parameters).await?;
     rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
 }
 
@@ -152,4 +159,77 @@ async fn probe(session: &Session, total: &mut Total) -> Result<(), BackendError>
         total.micros += u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::test_pair::TestPair;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_reader_of_the_log_that_stands_still_is_late_and_those_of_moves_are_not() {
+        let Some(pair) = TestPair::own() else { return };
+        let session = pair.on_source("postgres").await;
+        let place = pair.source_place();
+        let folder = tempfile::tempdir().unwrap();
+        let mut readers: Vec<_> = ["a_standby", "fs_0123_there"]
+            .iter()
+            .map(|name| {
+                let mut command = Command::new("/usr/lib/postgresql/15/bin/pg_recvlogical");
+                command.env("PGAPPNAME", name).args(["-h", &place.address.host, "-U", &place.login.user, "-s", "1"]);
+                command.args([
+                    "-p",
+                    &place.address.port.to_string(),
+                    "-d",
+                    "postgres",
+                    "-S",
+                    name,
+                    "-P",
+                    "test_decoding",
+                ]);
+                command.args(["--create-slot", "--start", "-f"]).arg(folder.path().join(name));
+                command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+            })
+            .collect();
+        let seen = async |late: f64| {
+            let looks = async {
+                loop {
+                    // Writes a few megabytes each time, so that there is something to be late with.
+                    let sql = "SELECT count(pg_logical_emit_message(false, 'test', repeat('x', 65536))) \
+                               FROM generate_series(1, 48)";
+                    session.run("writing", sql).await.unwrap();
+                    let lags = lags(&session).await.unwrap();
+                    assert!(lags.len() < 2, "{lags:?}: one belongs to a move");
+                    if lags.iter().any(|(_, lag_s)| *lag_s >= late) {
+                        return lags;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), looks).await.unwrap()
+        };
+        seen(0.0).await;
+        for reader in &readers {
+            signal(reader.id(), "STOP");
+        }
+        seen(2.0).await;
+        for reader in &mut readers {
+            reader.kill().unwrap();
+            reader.wait().unwrap();
+        }
+    }
+
+    fn signal(pid: u32, name: &str) {
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_commit_of_our_own_is_timed() {
+        let Some(pair) = TestPair::shared() else { return };
+        let mut total = Total { statements: 0, micros: 0 };
+        probe(&pair.on_source("postgres").await, &mut total).await.unwrap();
+        assert!(total.statements == PROBES && total.micros > 0, "{total:?}");
+    }
 }

@@ -3,7 +3,7 @@
 
 mod beside_copy;
 mod first_minute;
-mod phases;
+pub mod phases;
 mod throughput;
 
 use crate::cluster::{Cluster, SHOP};
