@@ -211,6 +211,11 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(60), looks).await.unwrap()
         };
         seen(0.0).await;
+        // Of a reader that has never said anything nothing is known.
+        let silent = "SELECT FROM pg_stat_replication WHERE flush_lsn IS NULL";
+        while !session.texts("looking", silent).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         for reader in &readers {
             signal(reader.id(), "STOP");
         }
