@@ -268,6 +268,8 @@ impl Settings {
         let mut all = Self::default();
         all.migrate.pace_bytes_per_s = Some(0.0);
         all.postgres.copy_bytes_per_s = Some(0.0);
+        all.postgres.pace.node_bytes_per_s = Some(0.0);
+        all.postgres.pace.total_bytes_per_s = Some(0.0);
         Table::try_from(all)
     }
 

@@ -10,6 +10,7 @@ use super::copy::SnapshotCopy;
 use super::mutant::Mutant;
 use super::names::Names;
 use super::observe::Observer;
+use super::pace::{Pacer, Shares};
 use super::pooler::Console;
 use super::roles;
 use super::schema::Dump;
@@ -28,6 +29,7 @@ pub struct PostgresBackend {
     /// What the route of a shard that has just been opened needs, by shard.
     pub(super) ready: tokio::sync::Mutex<BTreeMap<ShardId, Ready>>,
     pub(super) observer: Observer,
+    pub(super) shares: Shares,
     /// Sessions in the servers' maintenance databases, to observe by.
     pub(super) looking: tokio::sync::Mutex<BTreeMap<NodeId, Arc<Session>>>,
 }
@@ -48,6 +50,8 @@ pub(super) struct Live {
     pub consoles: Vec<Console>,
     pub dump: Option<Dump>,
     pub copy: Option<SnapshotCopy>,
+    /// How fast rows are copied and compared, while they are.
+    pub pacer: Option<Arc<Pacer>>,
     pub comparing: Option<Comparing>,
     /// Where the fence under way stopped writes, and the marker's value there.
     pub mark: Option<(Position, i64)>,
@@ -103,6 +107,7 @@ impl PostgresBackend {
             live: Mutex::default(),
             ready: tokio::sync::Mutex::default(),
             observer,
+            shares: Shares::default(),
             looking: tokio::sync::Mutex::default(),
         }
     }
@@ -198,7 +203,14 @@ impl PostgresBackend {
 
     /// Forgets a migration that has ended.
     pub(super) fn forget(&self, spec: &MoveSpec) {
+        self.shares.leave(&spec.migration);
         self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&spec.migration);
+    }
+
+    /// Rows are copied or compared no longer: what the move takes of the caps is free for others.
+    pub(super) fn leave_pace(&self, live: &mut Live, spec: &MoveSpec) {
+        live.pacer = None;
+        self.shares.leave(&spec.migration);
     }
 
     /// What a subscription on another server connects by.

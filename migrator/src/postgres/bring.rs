@@ -1,12 +1,14 @@
 //! From the checks to a target that keeps up: preparing, copying, catching up, and completing the target.
 
 use foreshard_domain::Consistency;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::{Ends, Live, PostgresBackend, fenced, permanent};
 use super::catalog::{self, Table};
 use super::copy::{CopyBetween, CopyError, SnapshotCopy};
 use super::names::{Names, SCHEMA};
+use super::pace::Pacer;
 use super::replication::{self, Feed};
 use super::schema::programs::Programs;
 use super::schema::{Dump, DumpFrom, RestoreTo, Stage};
@@ -184,7 +186,11 @@ impl PostgresBackend {
                     return Err(BackendError::Bug { what: "no copy".to_owned() });
                 };
                 let snapshot_at = Position(copy.at().0);
-                let piece = match copy.next().await {
+                let copied = match live.pacer.clone() {
+                    Some(pacer) => pacer.during(self, spec, copy.next()).await,
+                    None => copy.next().await,
+                };
+                let piece = match copied {
                     Ok(piece) => piece,
                     Err(CopyError::Failed(error)) => return Err(error),
                     Err(lost @ CopyError::Lost { .. }) => {
@@ -194,6 +200,7 @@ impl PostgresBackend {
                 };
                 let next = if piece.left == 0 {
                     live.copy = None;
+                    self.leave_pace(live, spec);
                     KEYS
                 } else {
                     ROWS
@@ -218,6 +225,8 @@ impl PostgresBackend {
     async fn begin_copy(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
         let names = Names::new(&spec.migration);
         live.copy = None;
+        let pacer = Arc::new(Pacer::begin(self, spec).await);
+        live.pacer = Some(Arc::clone(&pacer));
         live.comparing = None;
         live.completed = false;
         let ends = live.ends(self, spec).await?;
@@ -235,7 +244,7 @@ impl PostgresBackend {
         let begun = SnapshotCopy::begin(between, &slot, &self.settings, SNAPSHOT);
         match self.outlasting_transactions(&ends.source, begun).await? {
             Ok(copy) => {
-                live.copy = Some(copy);
+                live.copy = Some(copy.at_pace(pacer.pace()));
                 all_covered(&ends.source, &names).await
             }
             Err(CopyError::Failed(error)) => Err(error),

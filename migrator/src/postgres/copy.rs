@@ -8,7 +8,6 @@
 //! `TRUNCATE` wait for the whole copy, and everybody else behind it. What may happen to a table meanwhile is seen by its
 //! file: `TRUNCATE`, `CLUSTER` and `VACUUM FULL` give it a new one, and its copy begins again.
 
-mod pace;
 mod piece;
 mod plan;
 mod record;
@@ -16,17 +15,17 @@ mod record;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
 use super::lsn::Lsn;
+use super::pace::Pace;
 use super::session::{Place, passes};
 use super::settings::PostgresSettings;
 use super::wire::{ConnectParams, ExportedSnapshot, ReplicationConnection, SlotLife, WireError};
 use crate::BackendError;
 use crate::cause::with_causes;
-use pace::Pace;
 use piece::{Outcome, Pair};
 use plan::{Piece, Planned};
 
@@ -78,7 +77,7 @@ pub(crate) struct SnapshotCopy {
     at: Lsn,
     connections: usize,
     piece_bytes: u64,
-    pace: Pace,
+    pace: Arc<Pace>,
     work: Mutex<Work>,
 }
 
@@ -121,7 +120,7 @@ impl SnapshotCopy {
         let copy = Self {
             connections: settings.copy_connections.max(1),
             piece_bytes: settings.copy_piece_bytes,
-            pace: Pace::new(settings.copy_bytes_per_s),
+            pace: Arc::new(Pace::new(settings.copy_bytes_per_s)),
             snapshot: Mutex::new(snapshot),
             work: Mutex::default(),
             between,
@@ -148,8 +147,14 @@ impl SnapshotCopy {
         self.at
     }
 
+    /// The same at a pace that somebody else sets, instead of the one of the settings.
+    #[must_use]
+    pub fn at_pace(self, pace: Arc<Pace>) -> Self {
+        Self { pace, ..self }
+    }
+
     /// Sets the most bytes per second; no limit if `None`. Holds from the next chunk on.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for a pace that follows the clients' latency"))]
+    #[cfg(test)]
     pub fn set_pace(&self, bytes_per_s: Option<f64>) {
         self.pace.set(bytes_per_s);
     }

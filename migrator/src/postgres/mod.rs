@@ -6,7 +6,7 @@
 //!   and streams of changes; `pgoutput`: what such a stream says; `pooler`: PgBouncer's console and its routes.
 //! - `guard`: what refuses writes inside the server; `replication`: publications, slots, subscriptions; `roles`: a login
 //!   for each leader term.
-//! - `preflight`, `schema`, `copy`: checks, the schema, the rows at one snapshot.
+//! - `preflight`, `schema`, `copy`: checks, the schema, the rows at one snapshot; `pace`: how fast these may be read.
 //! - `tracker` and `compare`: which keys have changed, and whether both sides hold the same.
 //! - `bring`, `verify`, `way_back`, `cut_over`, `opening`, `remove`: the steps of a move, made of these.
 //! - `room`, `sweep`, `backup`, `warm`: looking after the servers: what a move keeps back, what one left behind, a backup before
@@ -30,6 +30,7 @@ mod mutant;
 mod names;
 mod observe;
 mod opening;
+mod pace;
 mod pgoutput;
 mod pooler;
 mod preflight;
@@ -57,5 +58,7 @@ mod wire;
 pub use backend::PostgresBackend;
 #[doc(hidden)]
 pub use mutant::Mutant;
-pub use settings::{LongTransactions, Machine, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey};
+pub use settings::{
+    LongTransactions, Machine, PaceSettings, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey,
+};
 pub use watchdog::Watchdog;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
+use super::pace::Total;
 use super::settings::PoolerAddress;
 use crate::BackendError;
 use crate::cause::with_causes;
@@ -105,6 +106,19 @@ impl Console {
                 })
             })
             .collect())
+    }
+
+    /// How many statements of each database have ended, and how long their clients waited for them in all.
+    pub async fn statements(&self) -> Result<Vec<(String, Total)>, BackendError> {
+        let rows = self.ask("reading the statistics", "SHOW STATS", PATIENCE).await?;
+        let count = |row: &SimpleQueryRow, name: &str| row.try_get(name).ok().flatten()?.parse::<u64>().ok();
+        let totals = rows.iter().filter_map(|row| {
+            let database = row.try_get("database").ok().flatten()?.to_owned();
+            let statements = count(row, "total_query_count")?;
+            let micros = count(row, "total_query_time")?.saturating_add(count(row, "total_wait_time")?);
+            Some((database, Total { statements, micros }))
+        });
+        Ok(totals.collect())
     }
 
     /// The pool mode that holds where a database sets none.

@@ -11,8 +11,6 @@ pub(crate) mod held;
 pub(crate) mod programs;
 mod restore;
 #[cfg(test)]
-mod test_throughput;
-#[cfg(test)]
 mod tests;
 mod toc;
 pub(crate) mod views;

@@ -21,8 +21,10 @@ pub struct PostgresSettings {
     pub copy_connections: usize,
     /// Bytes of a table copied in one piece, at least one page.
     pub copy_piece_bytes: u64,
-    /// Most bytes copied per real second by one move; no limit if left out.
+    /// Most bytes copied, or compared, per real second by one move; no limit if left out.
     pub copy_bytes_per_s: Option<f64>,
+    /// How much clients and standbys may feel of copies and comparisons.
+    pub pace: PaceSettings,
     /// Rows of one compared range.
     pub range_rows: u64,
     /// Longest wait for a lock on a table that clients use: they queue up behind it.
@@ -66,6 +68,7 @@ impl Default for PostgresSettings {
             copy_connections: 2,
             copy_piece_bytes: 16 << 20,
             copy_bytes_per_s: None,
+            pace: PaceSettings::default(),
             range_rows: 10_000,
             lock_timeout: Duration::from_millis(200),
             long_transactions: LongTransactions::Wait,
@@ -77,6 +80,36 @@ impl Default for PostgresSettings {
             warm_share: 0.5,
             backup_hook: Vec::new(),
             backup_timeout: Duration::from_secs(1800),
+        }
+    }
+}
+
+/// How much clients and standbys may feel of copies and comparisons. The pace is set twice a second by what the poolers and the
+/// servers tell; where nobody asks anything, only the caps hold.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PaceSettings {
+    /// Clients' statements may take so many times what they take at rest, in the mean of two seconds, on source and target.
+    pub latency_factor: f64,
+    /// Standbys and other readers of a log, of source and target, may be later by so long than when the copy began.
+    #[serde(with = "humantime_serde")]
+    pub lag_limit: Duration,
+    /// Least bytes per real second of one move, whatever clients feel; a cap that is lower holds.
+    pub floor_bytes_per_s: f64,
+    /// Most bytes per real second of all moves that read from or write to one node; no limit if left out.
+    pub node_bytes_per_s: Option<f64>,
+    /// Most bytes per real second of all moves; no limit if left out.
+    pub total_bytes_per_s: Option<f64>,
+}
+
+impl Default for PaceSettings {
+    fn default() -> Self {
+        Self {
+            latency_factor: 1.25,
+            lag_limit: Duration::from_secs(5),
+            floor_bytes_per_s: 2e6,
+            node_bytes_per_s: None,
+            total_bytes_per_s: None,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Comparing source and target: the reader of changes, the comparison, and the marker that tells what has been applied.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::{Comparing, Ends, Live, PostgresBackend};
 use super::compare::{self, Comparison, Sides, Step};
 use super::mutant::Mutant;
 use super::names::Names;
+use super::pace::{Pace, Pacer};
 use super::tracker::{self, ChangeTracker, ChangedKeys, TrackedSlot, TrackerError};
 use super::wire::ConnectParams;
 use super::{catalog, replication, sequences};
@@ -31,13 +33,20 @@ impl PostgresBackend {
         let ends = live.ends(self, spec).await?;
         if so_far.is_none() || live.comparing.as_ref().is_none_or(|c| c.way != spec.way) {
             live.comparing = None;
-            live.comparing = Some(self.begin_comparing(spec, &ends).await?);
+            let pacer = Arc::new(Pacer::begin(self, spec).await);
+            live.comparing = Some(self.begin_comparing(spec, &ends, pacer.pace()).await?);
+            live.pacer = Some(pacer);
         }
+        let pacer = live.pacer.clone();
         let Some(comparing) = live.comparing.as_mut() else {
             return Err(BackendError::Bug { what: "no comparison".into() });
         };
         self.has_room(&ends.source, spec).await?;
-        let mut stepped = comparing.step(&ends, spec).await;
+        let step = comparing.step(&ends, spec);
+        let mut stepped = match pacer {
+            Some(pacer) => pacer.during(self, spec, step).await,
+            None => step.await,
+        };
         if self.is(Mutant::SkipComparison)
             && let Ok(verification) = &mut stepped
         {
@@ -46,12 +55,16 @@ impl PostgresBackend {
         if comparing.tracker.seen_up_to().is_err() {
             // What has changed since is lost, and with it all that was found equal.
             live.comparing = None;
+            self.leave_pace(live, spec);
             return stepped.and(Err(lost()));
+        }
+        if stepped.as_ref().is_ok_and(|verification| verification.next.is_none()) {
+            self.leave_pace(live, spec);
         }
         stepped
     }
 
-    async fn begin_comparing(&self, spec: &MoveSpec, ends: &Ends) -> Result<Comparing, BackendError> {
+    async fn begin_comparing(&self, spec: &MoveSpec, ends: &Ends, pace: Arc<Pace>) -> Result<Comparing, BackendError> {
         let names = Names::new(&spec.migration);
         let address = self.address(&spec.source)?;
         let login = self.login(&spec.source).await?;
@@ -77,7 +90,7 @@ impl PostgresBackend {
         let limits = compare::Limits::new(self.settings.range_rows);
         let sequences = sequences::known(&ends.source).await?;
         let since = tracker.seen_up_to().map_err(|e| failed("beginning to follow changes", e))?.into();
-        let comparison = Comparison::new(layouts, limits, std::sync::Arc::clone(&self.clock));
+        let comparison = Comparison::new(layouts, limits, Arc::clone(&self.clock)).at_pace(pace);
         Ok(Comparing { way: spec.way, comparison, tracker, sequences, since })
     }
 

@@ -12,6 +12,7 @@ mod looked_after;
 mod measure;
 mod moves;
 mod mutants;
+mod paced;
 mod real_life;
 mod smoke;
 mod watchdog;

@@ -85,6 +85,8 @@ pub(crate) struct Layout {
     pub key: Vec<KeyColumn>,
     /// Hash of a row of the table, which statements call `t`.
     pub hash: String,
+    /// About how many bytes a row takes, for the pace.
+    pub row_bytes: u64,
 }
 
 impl Layout {
@@ -108,6 +110,7 @@ pub(crate) async fn layouts(session: &Session, tables: &[Table]) -> Result<Vec<L
     let names: Vec<&str> = tables.iter().map(|t| t.name.as_str()).collect();
     let mut hashes = hashes(session, &schemas, &names).await?;
     let mut keys = keys(session, &schemas, &names).await?;
+    let row_bytes = row_bytes(session, &schemas, &names).await?;
     let mut layouts = Vec::with_capacity(tables.len());
     for (number, table) in (1_i64..).zip(tables) {
         let Some(hash) = hashes.remove(&number) else {
@@ -123,9 +126,23 @@ pub(crate) async fn layouts(session: &Session, tables: &[Table]) -> Result<Vec<L
             table: table.sql(),
             key: keys.remove(&number).unwrap_or_default(),
             hash,
+            row_bytes: row_bytes.get(&number).copied().unwrap_or_default(),
         });
     }
     Ok(layouts)
+}
+
+/// What a row takes in the mean, large values included, by the server's own estimate of how many there are; without one, as
+/// many bytes as rows often have.
+async fn row_bytes(session: &Session, schemas: &[&str], names: &[&str]) -> Result<BTreeMap<i64, u64>, BackendError> {
+    let sql = "SELECT w.number, CASE WHEN c.reltuples >= 1 THEN (pg_table_size(c.oid) / c.reltuples)::int8 ELSE 128 END \
+         FROM unnest($1, $2) WITH ORDINALITY w(schema_name, table_name, number) \
+         JOIN pg_namespace n ON n.nspname = w.schema_name \
+         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.table_name";
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+        [(&schemas, Type::TEXT_ARRAY), (&names, Type::TEXT_ARRAY)];
+    let rows = session.query("measuring the rows", sql, &parameters).await?;
+    rows.iter().map(|row| Ok((get(row, 0)?, u64::try_from(get::<i64>(row, 1)?).unwrap_or(0)))).collect()
 }
 
 /// The hash of a row of each table, by its number from 1. Generated columns count too: the target has computed them anew.

@@ -55,6 +55,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::names::SCHEMA;
+use super::pace::Pace;
 use crate::{BackendError, Position};
 use doubts::Doubts;
 use statements::{Key, Range};
@@ -138,6 +139,7 @@ pub(crate) struct Comparison {
     layouts: Vec<Layout>,
     limits: Limits,
     clock: Arc<dyn Clock>,
+    pace: Arc<Pace>,
     doubts: Doubts,
     found: Found,
     /// The first table that has not been begun.
@@ -158,6 +160,7 @@ impl Comparison {
             layouts,
             limits,
             clock,
+            pace: Arc::new(Pace::new(None)),
             doubts: Doubts::default(),
             found: Found::default(),
             next: 0,
@@ -166,6 +169,12 @@ impl Comparison {
             round: None,
             again: BTreeSet::new(),
         }
+    }
+
+    /// The same at a pace that somebody else sets: it holds for ranges, not for rows in doubt, which are few.
+    #[must_use]
+    pub fn at_pace(self, pace: Arc<Pace>) -> Self {
+        Self { pace, ..self }
     }
 
     /// Goes on from a cursor of [`Self::cursor`] if nothing was in doubt there, otherwise from the beginning: doubts are kept in

@@ -47,6 +47,8 @@ impl Comparison {
             }
         };
         let ((source, target), following) = tokio::try_join!(sides.hashes(layout, &range), following)?;
+        let bytes = source.rows.max(target.rows).saturating_mul(layout.row_bytes);
+        self.pace.take(usize::try_from(bytes).unwrap_or(usize::MAX)).await;
         let whole = if source == target { None } else { self.refine(sides, table, &range).await? };
         self.found.ranges += 1;
         self.found.rows += source.rows;

@@ -148,6 +148,7 @@ mod tests {
             table: "s.x".into(),
             key: key.iter().map(column).collect(),
             hash: "h(t)".into(),
+            row_bytes: 1,
         }
     }
 

@@ -40,6 +40,12 @@ impl Latencies {
         self.0.iter().map(|sample| sample.took).max().unwrap_or_default()
     }
 
+    /// The same on a time line that began so much earlier.
+    pub fn shifted(&self, by: Duration) -> Self {
+        let later = |s: &Sample| Sample { due: s.due + by, began: s.began + by, took: s.took };
+        Self(self.0.iter().map(later).collect())
+    }
+
     /// Those that were due in a part of the run.
     pub fn between(&self, part: Range<Duration>) -> Self {
         Self(self.0.iter().filter(|sample| part.contains(&sample.due)).copied().collect())

@@ -1,4 +1,4 @@
-//! How fast a copy may go.
+//! Holds all connections of a move to bytes per second that they share.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,12 +6,14 @@ use tokio::time::Instant;
 
 /// Longest sleep before the pace is looked at again: it may have been changed.
 const LOOK: Duration = Duration::from_millis(200);
-/// What may be saved up, in seconds of the pace.
-const BURST_S: f64 = 0.25;
+/// The same while nothing flows.
+const RESTS: Duration = Duration::from_millis(20);
+/// What may be saved up, in seconds of the pace: what comes at once keeps clients waiting as long as it takes.
+const BURST_S: f64 = 0.05;
 
-/// Bytes per second that all connections of a copy share.
+/// Bytes per second that all connections of a move share.
 #[derive(Debug)]
-pub(super) struct Pace(Mutex<State>);
+pub(crate) struct Pace(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -19,14 +21,21 @@ struct State {
     /// May be negative: the next one waits.
     credit: f64,
     at: Instant,
+    /// Nothing flows for now.
+    rests: bool,
+    /// All bytes let through.
+    taken: u64,
 }
 
 impl State {
     /// How long to wait before anything may be sent.
     fn refill(&mut self, now: Instant) -> Option<Duration> {
-        let rate = self.bytes_per_s?;
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
+        if self.rests {
+            return Some(RESTS);
+        }
+        let rate = self.bytes_per_s?;
         self.credit = (self.credit + passed * rate).min(rate * BURST_S);
         (self.credit < 0.0)
             .then(|| Duration::try_from_secs_f64(-self.credit / rate).map_or(LOOK, |wait| wait.min(LOOK)))
@@ -40,20 +49,36 @@ fn sane(bytes_per_s: Option<f64>) -> Option<f64> {
 
 impl Pace {
     pub fn new(bytes_per_s: Option<f64>) -> Self {
-        Self(Mutex::new(State { bytes_per_s: sane(bytes_per_s), credit: 0.0, at: Instant::now() }))
+        let at = Instant::now();
+        Self(Mutex::new(State { bytes_per_s: sane(bytes_per_s), credit: 0.0, at, rests: false, taken: 0 }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sets the most bytes per second; no limit if `None`. Holds from the next chunk on.
     pub fn set(&self, bytes_per_s: Option<f64>) {
         let mut state = self.state();
         let _wait = state.refill(Instant::now());
         state.bytes_per_s = sane(bytes_per_s);
+        // What was taken in advance at one pace is not waited for at another.
         state.credit = 0.0;
     }
 
+    /// Lets nothing flow, or go on at the pace that is set.
+    pub fn rest(&self, rests: bool) {
+        let mut state = self.state();
+        let _wait = state.refill(Instant::now());
+        state.rests = rests;
+    }
+
+    /// All bytes that were let through so far.
+    pub fn taken(&self) -> u64 {
+        self.state().taken
+    }
+
+    /// The pace that is set, also while nothing flows.
     pub fn get(&self) -> Option<f64> {
         self.state().bytes_per_s
     }
@@ -64,8 +89,11 @@ impl Pace {
             let wait = {
                 let mut state = self.state();
                 let wait = state.refill(Instant::now());
-                if wait.is_none() && state.bytes_per_s.is_some() {
-                    state.credit -= bytes as f64;
+                if wait.is_none() {
+                    state.taken = state.taken.saturating_add(bytes as u64);
+                    if state.bytes_per_s.is_some() {
+                        state.credit -= bytes as f64;
+                    }
                 }
                 wait
             };
@@ -98,10 +126,21 @@ mod tests {
     fn bytes_flow_at_the_pace_that_is_set() {
         let pace = Pace::new(Some(1e6));
         let took = takes(&mut pace.state(), 100, 50_000.0);
-        assert!((4.5..=5.0).contains(&took), "5 MB at 1 MB/s took {took} s");
+        assert!((4.9..=5.0).contains(&took), "5 MB at 1 MB/s took {took} s");
         pace.set(Some(1e7));
         let took = takes(&mut pace.state(), 100, 50_000.0);
         assert!((0.45..=0.5).contains(&took), "5 MB at 10 MB/s took {took} s");
+    }
+
+    #[tokio::test]
+    async fn nothing_flows_while_it_rests() {
+        let pace = Pace::new(None);
+        pace.take(10).await;
+        pace.rest(true);
+        assert!(tokio::time::timeout(LOOK, pace.take(10)).await.is_err());
+        pace.rest(false);
+        pace.take(10).await;
+        assert_eq!((pace.taken(), pace.get()), (20, None));
     }
 
     #[tokio::test]

@@ -1,6 +1,11 @@
 //! Measurements on real servers, larger than a test run may be: `scripts/bench-postgres` runs them and prints what they print.
 //! They assert what must always hold, never a time.
 
+mod beside_copy;
+mod first_minute;
+pub mod phases;
+mod throughput;
+
 use crate::cluster::{Cluster, SHOP};
 use crate::harness::bench::{self, Bench, BenchOptions};
 use crate::harness::checker::{Checker, CheckerOptions, create_tables};
