@@ -3,6 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use std::pin::pin;
+use std::time::Duration;
+use tokio_postgres::Error;
 
 use super::plan::{Piece, Planned};
 use super::{CopyError, SnapshotCopy, record};
@@ -11,6 +13,9 @@ use crate::postgres::session::{Session, literal};
 
 /// Bytes passed on at once. Each side holds a few of them, however large the piece or a value is.
 const CHUNK: usize = 64 << 10;
+
+/// How long either side may neither give nor take a row: a link that hangs must not hang the move.
+const STALLED: Duration = Duration::from_secs(60);
 
 /// How long a table may be locked by somebody else, on either side.
 const READER: &str = "SET lock_timeout = '5s'";
@@ -114,25 +119,39 @@ impl Pair {
     async fn pipe(&self, copy: &SnapshotCopy, out: &str, into: &str, name: &str) -> Result<(u64, u64), BackendError> {
         let reading = format!("reading rows of {name}");
         let writing = format!("writing rows of {name}");
-        let source = self.reader.client().copy_out(out).await.map_err(|e| self.reader.failed(&reading, e))?;
-        let target =
-            self.writer.client().copy_in::<_, Bytes>(into).await.map_err(|e| self.writer.failed(&writing, e))?;
+        let source = moving(&self.reader, &reading, self.reader.client().copy_out(out)).await?;
+        let target = moving(&self.writer, &writing, self.writer.client().copy_in::<_, Bytes>(into)).await?;
         let (mut source, mut target) = (pin!(source), pin!(target));
         let chunk = copy.pace.get().map_or(CHUNK, |rate| (rate as usize / 4).clamp(1 << 10, CHUNK));
         let mut buffer = BytesMut::with_capacity(chunk);
         let mut bytes = 0;
-        while let Some(row) = source.next().await {
-            buffer.extend_from_slice(&row.map_err(|e| self.reader.failed(&reading, e))?);
+        while let Some(row) = moving(&self.reader, &reading, async { source.next().await.transpose() }).await? {
+            buffer.extend_from_slice(&row);
             if buffer.len() >= chunk {
                 bytes += buffer.len() as u64;
                 copy.pace.take(buffer.len()).await;
-                target.feed(buffer.split().freeze()).await.map_err(|e| self.writer.failed(&writing, e))?;
+                moving(&self.writer, &writing, target.feed(buffer.split().freeze())).await?;
             }
         }
         bytes += buffer.len() as u64;
         copy.pace.take(buffer.len()).await;
-        target.feed(buffer.freeze()).await.map_err(|e| self.writer.failed(&writing, e))?;
-        let rows = target.finish().await.map_err(|e| self.writer.failed(&writing, e))?;
+        moving(&self.writer, &writing, target.feed(buffer.freeze())).await?;
+        let rows = moving(&self.writer, &writing, target.finish()).await?;
         Ok((rows, bytes))
+    }
+}
+
+/// Waits for a side of the copy, but not for ever.
+async fn moving<T>(
+    side: &Session,
+    doing: &str,
+    step: impl Future<Output = Result<T, Error>>,
+) -> Result<T, BackendError> {
+    match tokio::time::timeout(STALLED, step).await {
+        Ok(done) => done.map_err(|e| side.failed(doing, e)),
+        Err(_) => {
+            let source = format!("node {} has not answered for {} s", side.node(), STALLED.as_secs()).into();
+            Err(BackendError::Transient { doing: doing.to_owned(), source })
+        }
     }
 }

@@ -27,6 +27,9 @@ const PASSES: &[&str] = &[
     "is being accessed by other users",
 ];
 
+/// A server that is gone, or a link that hangs, is noticed within seconds.
+const KEEPALIVE: &str = "keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000";
+
 /// The folder of the programs of one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Programs {
@@ -88,7 +91,7 @@ impl Programs {
             // What has no owner of its own must outlive a term's role.
             .args((place.login.user != place.address.user).then(|| format!("--role={}", place.address.user)))
             // As a parameter of its own a name with `=` would be taken for a connection string.
-            .arg(format!("--dbname=dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'")));
+            .arg(format!("--dbname=dbname='{}' {KEEPALIVE}", database.replace('\\', "\\\\").replace('\'', "\\'")));
         command
     }
 }
