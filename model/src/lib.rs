@@ -10,6 +10,7 @@
 mod calendar;
 mod features;
 mod forecaster;
+mod fused;
 mod gaps;
 mod lanes;
 mod network;
@@ -24,6 +25,7 @@ mod widths;
 
 pub use features::{FeatureTable, Features, PATCHES};
 pub use forecaster::{Answer, Context, ForecastSpec, Forecaster, SpecError};
+pub use fused::{FusedError, Instructions, LstmInference, LstmShape, LstmTraining, LstmWorkspace, SIMD_VARIABLE};
 pub use gaps::Filled;
 pub use lanes::{Lanes, LanesError};
 pub use network::{

@@ -7,4 +7,5 @@ mod weights;
 
 pub use architecture::{Architecture, Parameter};
 pub use forward::{Batch, DropoutMasks, NetworkError, Outputs, TENSOR_LEVELS, WeightTensors, forward};
+pub(crate) use operations::{slice, values};
 pub use weights::{Weights, WeightsError, read_weights, weights_bytes};

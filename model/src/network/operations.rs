@@ -28,7 +28,8 @@ pub(super) fn lstm_cell(gates: &Tensor, cell: &Tensor) -> Result<Tensor> {
     gates.contiguous()?.apply_op2(&cell.contiguous()?, LstmCell)
 }
 
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+/// The numbers of an operand that lies in one piece.
+pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let (from, to) = layout.contiguous_offsets().ok_or_else(|| error("operand does not lie in one piece"))?;
     storage.as_slice::<f32>()?.get(from..to).ok_or_else(|| error("operand is shorter than its shape"))
 }
@@ -37,7 +38,8 @@ fn error(text: &'static str) -> candle_core::Error {
     candle_core::Error::Msg(text.to_owned())
 }
 
-fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+/// A tensor's numbers, row by row.
+pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
 }
 
