@@ -169,7 +169,7 @@ mod tests {
             &totals(&[("quick", "x", 110, 110_000), ("slow", "x", 120, 12_000_000), ("other", "y", 100, 100_000)]),
             false,
         );
-        assert!(near(clients.slowdown(), 1.0, 110.0));
+        assert!(near(&clients, 1.0 - 110f64.sqrt().recip()), "{:?}", clients.slowdown());
         clients.saw(
             &totals(&[("quick", "x", 110, 110_000), ("slow", "x", 120, 12_000_000), ("other", "y", 150, 200_000)]),
             false,
