@@ -54,7 +54,7 @@ async fn copied(cluster: &Cluster) -> u64 {
 
 /// A database of `FORESHARD_MB` (1500) under pgbench at `FORESHARD_TPS` (100) transactions a second and the checker at 50
 /// operations a second; `FORESHARD_PAIRS` (10) pairs of windows of `FORESHARD_WINDOW_S` (8) seconds, the copy held to
-/// `FORESHARD_RATE_MB` (12) megabytes a second; 0 for no limit.
+/// `FORESHARD_RATE_MB` (12; 0: no limit) megabytes a second, and by what clients feel to no less than `FORESHARD_FLOOR_MB` (11).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: scripts/bench-postgres latency runs it"]
 async fn latency_of_clients_beside_a_copy() {
@@ -62,6 +62,7 @@ async fn latency_of_clients_beside_a_copy() {
     let (pairs, window) = (from_environment("FORESHARD_PAIRS", 10), from_environment("FORESHARD_WINDOW_S", 8));
     let rate = from_environment("FORESHARD_RATE_MB", 12);
     let mut cluster = Cluster::start(&ServerOptions::default(), 1).await;
+    cluster.settings.pace.floor_bytes_per_s = f64::from(from_environment("FORESHARD_FLOOR_MB", 11)) * 1e6;
     cluster.settings.copy_bytes_per_s = (rate > 0).then(|| f64::from(rate) * 1e6);
     create_tables(&cluster.source.app_address(SHOP), CheckerOptions::default().accounts).await;
     bench::fill(&cluster.source, SHOP, megabytes).await;

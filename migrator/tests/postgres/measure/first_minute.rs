@@ -25,7 +25,7 @@ async fn first_minute_after_a_change_of_owner() {
         server.sql("postgres", "CHECKPOINT").await;
     }
     let through = cluster.poolers[0].app_address(SHOP);
-    let seconds = 180 + megabytes / 10;
+    let seconds = 240 + megabytes / 10;
     let load = BenchOptions { clients: 4, seconds, rate: Some(100.0), ..BenchOptions::default() };
     let checker =
         Checker::start(std::slice::from_ref(&through), &CheckerOptions { rate: 50.0, ..CheckerOptions::default() });
