@@ -16,8 +16,8 @@ use toml::{Table, Value};
 /// Prefix of the environment variables that set options.
 const PREFIX: &str = "FORESHARD_";
 
-/// Variables with that prefix which are no options: the settings file and the log filter.
-const NOT_OPTIONS: [&str; 2] = ["FORESHARD_CONFIG", "FORESHARD_LOG"];
+/// Variables with that prefix which are no options: the settings file, the log filter, and what computes the network.
+const NOT_OPTIONS: [&str; 3] = ["FORESHARD_CONFIG", "FORESHARD_LOG", "FORESHARD_SIMD"];
 
 /// One thing wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]

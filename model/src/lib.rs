@@ -29,7 +29,7 @@ pub use fused::{FusedError, Instructions, LstmInference, LstmShape, LstmTraining
 pub use gaps::Filled;
 pub use lanes::{Lanes, LanesError};
 pub use network::{
-    Architecture, Batch, DropoutMasks, NetworkError, Outputs, Parameter, TENSOR_LEVELS, WeightTensors, Weights,
+    Architecture, Batch, DropoutMasks, Kernel, NetworkError, Outputs, Parameter, TENSOR_LEVELS, WeightTensors, Weights,
     WeightsError, forward, read_weights, weights_bytes,
 };
 pub use rivals::{LastValue, SeasonalNaive, fall_back};

@@ -2,9 +2,11 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::operations::{gelu, linear, lstm_cell, product};
+use super::encoder::{Kernel, Lstm, encode};
+use super::operations::{gelu, linear, product};
 use super::{Architecture, Weights};
 use crate::features::{ANCHORS, ORIGIN_INPUTS, PATCHES, SPREADS, STEP_INPUTS};
+use crate::fused::FusedError;
 
 /// The levels that every network learns, the median in the middle.
 pub const TENSOR_LEVELS: [f64; 13] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99];
@@ -21,6 +23,9 @@ pub enum NetworkError {
     /// The tensor library refused an operation.
     #[error("the network could not be computed")]
     Tensor(#[from] candle_core::Error),
+    /// The LSTM could not be made ready.
+    #[error("the LSTM could not be made ready")]
+    Lstm(#[from] FusedError),
     /// The inputs do not fit the sizes of the network.
     #[error("{what} should hold {want} numbers but holds {got}")]
     Shape {
@@ -66,8 +71,9 @@ pub struct DropoutMasks {
 /// The weights as tensors.
 #[derive(Debug, Clone)]
 pub struct WeightTensors {
-    architecture: Architecture,
+    pub(super) architecture: Architecture,
     tensors: Vec<(&'static str, Tensor)>,
+    pub(super) lstm: Lstm,
 }
 
 /// What a pass gives: (origins x steps) x 13 quantiles in z.
@@ -78,25 +84,44 @@ pub struct Outputs {
 }
 
 impl WeightTensors {
-    /// Copies weights into tensors that collect gradients.
+    /// Copies weights into tensors that collect gradients, for the kernel of [`Kernel::chosen`].
     ///
     /// # Errors
-    /// [`NetworkError`] if the numbers do not fill the parameters.
+    /// [`NetworkError`] if the numbers do not fill the parameters, or the kernel that was asked for is not there.
     pub fn trainable(weights: &Weights) -> Result<Self, NetworkError> {
-        Self::new(weights, |values, shape| Ok(Var::from_slice(values, shape, &Device::Cpu)?.into_inner()))
+        Self::trainable_on(weights, Kernel::chosen()?)
     }
 
-    /// Copies weights into tensors that only compute.
+    /// The same for a given kernel.
     ///
     /// # Errors
     /// [`NetworkError`] if the numbers do not fill the parameters.
+    pub fn trainable_on(weights: &Weights, kernel: Kernel) -> Result<Self, NetworkError> {
+        let var = |values: &[f32], shape| Ok(Var::from_slice(values, shape, &Device::Cpu)?.into_inner());
+        Self::new(weights, var, || Lstm::training(weights.architecture, kernel))
+    }
+
+    /// Copies weights into tensors that only compute, for the kernel of [`Kernel::chosen`].
+    ///
+    /// # Errors
+    /// [`NetworkError`] if the numbers do not fill the parameters, or the kernel that was asked for is not there.
     pub fn frozen(weights: &Weights) -> Result<Self, NetworkError> {
-        Self::new(weights, |values, shape| Tensor::from_slice(values, shape, &Device::Cpu))
+        Self::frozen_on(weights, Kernel::chosen()?)
+    }
+
+    /// The same for a given kernel.
+    ///
+    /// # Errors
+    /// [`NetworkError`] if the numbers do not fill the parameters.
+    pub fn frozen_on(weights: &Weights, kernel: Kernel) -> Result<Self, NetworkError> {
+        let tensor = |values: &[f32], shape| Tensor::from_slice(values, shape, &Device::Cpu);
+        Self::new(weights, tensor, || Lstm::inference(weights, kernel))
     }
 
     fn new(
         weights: &Weights,
         tensor: impl Fn(&[f32], (usize, usize)) -> candle_core::Result<Tensor>,
+        lstm: impl FnOnce() -> Result<Lstm, NetworkError>,
     ) -> Result<Self, NetworkError> {
         let architecture = weights.architecture;
         let (want, got) = (architecture.size(), weights.values.len());
@@ -110,7 +135,7 @@ impl WeightTensors {
             rest = after;
             tensors.push((parameter.name, tensor(values, parameter.shape)?));
         }
-        Ok(Self { architecture, tensors })
+        Ok(Self { architecture, tensors, lstm: lstm()? })
     }
 
     /// The parameters' tensors in their fixed order.
@@ -118,14 +143,14 @@ impl WeightTensors {
         self.tensors.iter().map(|(_, tensor)| tensor)
     }
 
-    fn get(&self, name: &'static str) -> Result<&Tensor, NetworkError> {
+    pub(super) fn get(&self, name: &'static str) -> Result<&Tensor, NetworkError> {
         let found = self.tensors.iter().find(|(n, _)| *n == name);
         let missing = || candle_core::Error::CannotFindTensor { path: name.to_owned() };
         Ok(found.map(|(_, tensor)| tensor).ok_or_else(missing)?)
     }
 
     /// x W + b.
-    fn linear(&self, x: &Tensor, weight: &'static str, bias: &'static str) -> Result<Tensor, NetworkError> {
+    pub(super) fn linear(&self, x: &Tensor, weight: &'static str, bias: &'static str) -> Result<Tensor, NetworkError> {
         Ok(linear(x, self.get(weight)?, self.get(bias)?)?)
     }
 }
@@ -145,7 +170,7 @@ impl Batch {
     }
 }
 
-fn matrix(values: &[f32], rows: usize, columns: usize) -> Result<Tensor, NetworkError> {
+pub(super) fn matrix(values: &[f32], rows: usize, columns: usize) -> Result<Tensor, NetworkError> {
     Ok(Tensor::from_slice(values, (rows, columns), &Device::Cpu)?)
 }
 
@@ -174,34 +199,6 @@ pub fn forward(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMas
     };
     let further = gelu(&weights.linear(&hidden, "decoder.hidden.weight", "decoder.hidden.bias")?)?;
     head(weights, &(hidden + further)?, batch)
-}
-
-/// Reads the days one after the other; the last state and the last patch go to the decoder.
-fn encode(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMasks>) -> Result<Tensor, NetworkError> {
-    let units = weights.architecture.encoder;
-    let mut state: Option<(Tensor, Tensor)> = None;
-    let mut last = None;
-    for (day, values) in batch.patches.iter().enumerate() {
-        let inputs = matrix(values, batch.origins, batch.patch_inputs)?;
-        let mut patch = gelu(&weights.linear(&inputs, "encoder.patch.weight", "encoder.patch.bias")?)?;
-        if let Some(mask) = masks.and_then(|m| m.patches.get(day)) {
-            patch = (patch * matrix(mask, batch.origins, units)?)?;
-        }
-        let mut gates = weights.linear(&patch, "encoder.lstm.input", "encoder.lstm.bias")?;
-        if let Some((hidden, _)) = &state {
-            gates = (gates + product(hidden, weights.get("encoder.lstm.state")?)?)?;
-        }
-        let cell = match &state {
-            Some((_, cell)) => cell.clone(),
-            None => Tensor::zeros((batch.origins, units), DType::F32, &Device::Cpu)?,
-        };
-        let both = lstm_cell(&gates, &cell)?;
-        state = Some((both.narrow(1, 0, units)?, both.narrow(1, units, units)?));
-        last = Some(patch);
-    }
-    let missing = || NetworkError::Shape { what: "patches", want: PATCHES, got: 0 };
-    let ((hidden, _), last) = state.zip(last).ok_or_else(missing)?;
-    Ok(product(&Tensor::cat(&[&hidden, &last], 1)?, weights.get("encoder.out.weight")?)?)
 }
 
 /// Softmax over the columns times `values`, summed: one number a row.
@@ -250,13 +247,16 @@ fn outward_sums() -> Result<Tensor, NetworkError> {
 }
 
 #[cfg(test)]
+pub(super) use tests::random_batch;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    pub(super) fn random_batch(rng: &mut ChaCha8Rng, origins: usize, steps: usize, size: f32) -> Batch {
+    pub(in crate::network) fn random_batch(rng: &mut ChaCha8Rng, origins: usize, steps: usize, size: f32) -> Batch {
         let mut fill = |n: usize| (0..n).map(|_| (rng.random::<f32>() - 0.5) * size).collect::<Vec<f32>>();
         let rows = origins * steps;
         Batch {

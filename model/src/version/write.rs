@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{CALIBRATION, CARD, MANIFEST, REPORT_HTML, REPORT_JSON, TEMPLATES, WEIGHTS};
 use super::{Calibrations, Manifest, ProductManifest, SCHEMA, VersionError};
 use crate::templates_file::templates_bytes;
-use crate::{RankTemplates, TrainedParts, Weights, weights_bytes};
+use crate::{Kernel, RankTemplates, TrainedParts, Weights, weights_bytes};
 
 /// How values are scaled, for the manifest.
 const SCALING: &str =
@@ -149,6 +149,11 @@ fn render(parts: &VersionParts) -> Result<(Files, Manifest), VersionError> {
     Ok((files, manifest))
 }
 
+/// What computed the LSTM, or would have: a kernel that is not there has already failed the fit.
+fn lstm() -> String {
+    Kernel::chosen().map_or_else(|error| error.to_string(), Kernel::name)
+}
+
 fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manifest {
     let product = |VersionProduct { trained, .. }: &VersionProduct| ProductManifest {
         name: trained.name.clone(),
@@ -166,7 +171,7 @@ fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manife
         trained_until: parts.trained_until,
         data_fingerprint: parts.data_fingerprint.clone(),
         seed: parts.seed,
-        kernel: format!("{KERNEL} on {}", std::env::consts::ARCH),
+        kernel: format!("{KERNEL}, {} on {}", lstm(), std::env::consts::ARCH),
         parent: parts.parent.clone(),
         crate_version: env!("CARGO_PKG_VERSION").to_owned(),
         checksums,
