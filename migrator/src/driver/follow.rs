@@ -40,8 +40,11 @@ pub(super) fn follow(
         note_times(&mut record, &before, event, figures, now);
         note_proof(&mut record);
         record.why = event.note().or(record.why);
-        if let Event::NodeLost { node } = event {
-            record.lost = Some(node.clone());
+        match event {
+            Event::NodeLost { node } => record.lost = Some(node.clone()),
+            // What was to be undone goes forward after all: it needs both nodes again.
+            Event::SealFound { .. } => record.lost = None,
+            _ => {}
         }
         owner_change(&record, event, &mut changes);
         objects(&record, event, now, &mut changes);

@@ -2,6 +2,7 @@
 
 use foreshard_domain::MigrationId;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::follow::Figures;
 use super::{Driver, DriverError};
@@ -9,6 +10,9 @@ use crate::cause::with_causes;
 use crate::store::MigrationRecord;
 use crate::transition::{Event, MigrationState};
 use crate::{BackendError, Room, Way};
+
+/// How long one look may take: whoever looks has other migrations to care for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Driver {
     /// Asks the engine, for every migration that is paused or waits for the end of its retention, whether what it keeps back is
@@ -23,7 +27,14 @@ impl Driver {
         let state = self.read().await?;
         for record in state.migrations.values().filter(|m| stands_still(m)) {
             let spec = record.spec(Way::There);
-            let relieved = match self.backend.room(&spec).await {
+            let looked = match tokio::time::timeout(PATIENCE, self.backend.room(&spec)).await {
+                Ok(looked) => looked,
+                Err(elapsed) => Err(BackendError::Transient {
+                    doing: "looking at what it keeps back".to_owned(),
+                    source: Box::new(elapsed),
+                }),
+            };
+            let relieved = match looked {
                 Ok(Room::Enough) => continue,
                 Ok(Room::Spent { why }) => {
                     tracing::error!(migration = %record.id, why, "a migration that stands still keeps back too much");

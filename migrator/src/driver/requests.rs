@@ -95,7 +95,8 @@ impl Driver {
 
     /// Records that the node which does not own the shard is gone for good, so that the migration ends without it: nothing is
     /// asked of that node any more, what is left there stays, and the move can no longer be taken back. [`Driver::run`] does
-    /// the rest. Whoever says so of a node that comes back drops the copy there by hand; it is closed to clients.
+    /// the rest. Whoever says so of a node that comes back drops the copy there by hand: it takes no
+    /// writes, but may still let readers in that come past the poolers.
     ///
     /// # Errors
     /// [`DriverError::NotSpare`] unless `node` is the one that does not own the shard, in a state that can be ended without

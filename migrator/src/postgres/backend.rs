@@ -201,6 +201,15 @@ impl PostgresBackend {
         live.lock_owned().await
     }
 
+    /// The same, if no call is at work on the migration.
+    pub(super) fn idle(&self, spec: &MoveSpec) -> Option<tokio::sync::OwnedMutexGuard<Live>> {
+        let live = {
+            let mut all = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(spec.migration.clone()).or_default())
+        };
+        live.try_lock_owned().ok()
+    }
+
     /// Forgets a migration that has ended.
     pub(super) fn forget(&self, spec: &MoveSpec) {
         self.shares.leave(&spec.migration);

@@ -10,7 +10,8 @@ use crate::{BackendError, MoveSpec};
 const SAID: usize = 400;
 
 impl PostgresBackend {
-    /// Runs the hook; fails, for now, unless it ends with success in time. Without a hook nothing happens.
+    /// Runs the hook once; fails unless it ends with success in time. A controller that looks after its migrations comes again by
+    /// itself, so that trying at once would only run it in vain. Without a hook nothing happens.
     pub(super) async fn backed_up(&self, spec: &MoveSpec) -> Result<(), BackendError> {
         let doing = "waiting for a backup of the new owner";
         let Some((program, arguments)) = self.settings.backup_hook.split_first() else { return Ok(()) };
@@ -34,7 +35,7 @@ impl PostgresBackend {
             source,
         };
         match tokio::time::timeout(limit, command.output()).await {
-            Err(elapsed) => Err(transient(Box::new(elapsed))),
+            Err(_) => Err(permanent(doing, format!("{program} did not end within {} s", limit.as_secs()))),
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(permanent(doing, format!("there is no program {program}: mend postgres.backup_hook")))
             }
@@ -43,7 +44,7 @@ impl PostgresBackend {
             Ok(Ok(output)) => {
                 let said = String::from_utf8_lossy(&output.stderr);
                 let said: String = said.trim().chars().take(SAID).collect();
-                Err(transient(format!("it ended with {}: {said}", output.status).into()))
+                Err(permanent(doing, format!("{program} ended with {}: {said}", output.status)))
             }
         }
     }

@@ -112,7 +112,7 @@ impl PostgresBackend {
         let names = Names::new(&spec.migration);
         let source = live.session(self, spec, &spec.source).await?;
         let guarded = self.guard_source(&source, spec);
-        self.outlasting_transactions(&source, guarded).await??;
+        self.outlasting_transactions(spec, guarded).await??;
 
         let target_server = self.server(&spec.target, spec).await?;
         schema::database::create_database(&source, &target_server, &names).await?;
@@ -242,7 +242,7 @@ impl PostgresBackend {
         };
         let slot = names.slot(Way::There);
         let begun = SnapshotCopy::begin(between, &slot, &self.settings, SNAPSHOT);
-        match self.outlasting_transactions(&ends.source, begun).await? {
+        match self.outlasting_transactions(spec, begun).await? {
             Ok(copy) => {
                 live.copy = Some(copy.at_pace(pacer.pace()));
                 all_covered(&ends.source, &names).await
@@ -297,10 +297,11 @@ impl PostgresBackend {
             return Ok(far(applied));
         }
         if live.comparing.is_some() && live.warmed != Some(spec.way) {
-            self.warm(&ends).await?;
+            self.warm(&ends).await;
             live.warmed = Some(spec.way);
             return Ok(far(applied));
         }
+        replication::advance_slot(&ends.target, &names.slot(Way::Back)).await?;
         self.settle(live, spec).await?;
         Ok(Lag { changes: 0, applied })
     }

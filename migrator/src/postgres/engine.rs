@@ -128,8 +128,11 @@ impl Backend for PostgresBackend {
     }
 
     async fn room(&self, spec: &MoveSpec) -> Result<Room, BackendError> {
-        let mut live = self.live(spec).await;
-        self.room_left(&mut live, spec).await
+        match self.idle(spec) {
+            Some(mut live) => self.room_left(&mut live, spec).await,
+            // A call is at work, and looks by itself.
+            None => Ok(Room::Enough),
+        }
     }
 
     async fn close_way_back(&self, spec: &MoveSpec) -> Result<(), BackendError> {

@@ -5,9 +5,10 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 
 use super::backend::PostgresBackend;
+use super::names::Names;
 use super::session::{Session, get};
 use super::settings::LongTransactions;
-use crate::BackendError;
+use crate::{BackendError, MoveSpec};
 
 /// How often transactions are looked at while something waits for them.
 const EVERY: Duration = Duration::from_millis(500);
@@ -29,15 +30,21 @@ impl PostgresBackend {
         Ok(())
     }
 
-    /// Waits for what itself waits for running transactions, and ends those meanwhile that become too old.
+    /// Waits for what itself waits for running transactions, and ends those meanwhile that become too old. It does so by a
+    /// connection of its own: that of whoever waits is busy, and may be in a transaction that has failed.
     pub(super) async fn outlasting_transactions<T>(
         &self,
-        source: &Session,
+        spec: &MoveSpec,
         waiting: impl Future<Output = T>,
     ) -> Result<T, BackendError> {
+        if !matches!(self.settings.long_transactions, LongTransactions::End { .. }) {
+            return Ok(waiting.await);
+        }
+        let application = Names::new(&spec.migration).application();
+        let source = self.session(&spec.source, spec.shard.as_str(), &application).await?;
         let mut waiting = std::pin::pin!(waiting);
         loop {
-            self.end_long_transactions(source).await?;
+            self.end_long_transactions(&source).await?;
             tokio::select! {
                 done = &mut waiting => return Ok(done),
                 () = tokio::time::sleep(EVERY) => {}

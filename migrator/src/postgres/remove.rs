@@ -172,18 +172,19 @@ impl PostgresBackend {
         let target = live.session(self, spec, &spec.target).await?;
         // Nothing is touched before it is known that this may be finished.
         is_owner(&target, spec).await?;
-        if self.has_sealed_copy(spec).await? && spec.way == Way::There {
-            self.backed_up(spec).await?;
-        }
         live.copy = None;
         live.comparing = None;
         live.leave(&spec.source);
         for way in [Way::There, Way::Back] {
             replication::unsubscribe(&target, &names.subscription(way)).await?;
         }
-        // The owner's slots first: they keep back its log, also while the other server is away.
+        // The owner's slots first: they keep back its log, also while the other server is away or a backup is waited for.
         for slot in slots(&names) {
             replication::drop_slot(&target, &slot).await?;
+        }
+        let is_asked = spec.way == Way::There && !self.settings.backup_hook.is_empty();
+        if is_asked && self.has_sealed_copy(spec).await? {
+            self.backed_up(spec).await?;
         }
         self.drop_copy(spec, &spec.source, Way::Back).await?;
         for way in [Way::There, Way::Back] {

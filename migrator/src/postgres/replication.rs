@@ -55,6 +55,14 @@ pub(super) async fn make_slot(session: &Session, name: &str) -> Result<(), Backe
     session.query_within(SLOT_PATIENCE, "making a slot", sql, &[(&name, Type::TEXT)]).await.map(drop)
 }
 
+/// Lets a slot that nobody reads yet keep back no more than what is written from now on: where its reader begins is set under
+/// the fence, by [`begin_here`].
+pub(super) async fn advance_slot(session: &Session, name: &str) -> Result<(), BackendError> {
+    let sql = "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots \
+               WHERE slot_name = $1 AND NOT active AND confirmed_flush_lsn < pg_current_wal_flush_lsn()";
+    session.query("letting go of the log", sql, &[(&name, Type::TEXT)]).await.map(drop)
+}
+
 /// Drops a slot of this server; a reader of it is ended first.
 pub(super) async fn drop_slot(session: &Session, name: &str) -> Result<(), BackendError> {
     let doing = "dropping a slot";

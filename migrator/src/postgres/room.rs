@@ -48,9 +48,9 @@ impl PostgresBackend {
         })
     }
 
-    /// Fails if the node that a move leads away from keeps back too much for it.
-    pub(super) async fn has_room(&self, source: &Session, spec: &MoveSpec) -> Result<(), BackendError> {
-        match self.overspent(source, spec).await? {
+    /// Fails if a node keeps back too much for a move.
+    pub(super) async fn has_room(&self, node: &Session, spec: &MoveSpec) -> Result<(), BackendError> {
+        match self.overspent(node, spec).await? {
             None => Ok(()),
             Some(why) => Err(permanent("going on with the move", why)),
         }
@@ -71,6 +71,16 @@ impl PostgresBackend {
             }
         }
         unknown.map_or(Ok(Room::Enough), Err)
+    }
+
+    /// Gives the way back up if it keeps back too much on the new owner.
+    pub(super) async fn spare_owner(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
+        let owner = live.session(self, spec, &spec.target).await?;
+        if let Some(why) = self.overspent(&owner, spec).await? {
+            tracing::error!(migration = %spec.migration, why, "the way back is given up");
+            self.give_up_way_back(live, spec).await?;
+        }
+        Ok(())
     }
 
     /// Drops the slots of the way back on the new owner. The old one goes on asking in vain until the move is finished.

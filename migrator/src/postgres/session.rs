@@ -230,8 +230,11 @@ impl Session {
         row.ok_or_else(|| BackendError::Bug { what: format!("{doing} on node {}: no row came back", self.node) })
     }
 
-    /// An error of this connection as the driver's class.
+    /// An error of this connection as the driver's class. One that was left in a transaction that failed is of no more use.
     pub fn failed(&self, doing: &str, error: Error) -> BackendError {
+        if error.code() == Some(&tokio_postgres::error::SqlState::IN_FAILED_SQL_TRANSACTION) {
+            self.pump.abort();
+        }
         failed(format!("{doing} in database {} on node {}", self.database, self.node), error)
     }
 }
@@ -254,8 +257,10 @@ pub(crate) fn failed(doing: String, error: Error) -> BackendError {
 
 /// Whether an error of this SQLSTATE may be gone when the same is tried again.
 pub(crate) fn passes(code: &str) -> bool {
-    matches!(code, "40001" | "40P01" | "55P03" | "55006" | "57014" | "57P01" | "57P02" | "57P03" | "53300" | "25006")
-        || code.starts_with("08")
+    matches!(
+        code,
+        "40001" | "40P01" | "55P03" | "55006" | "57014" | "57P01" | "57P02" | "57P03" | "53300" | "25006" | "25P02"
+    ) || code.starts_with("08")
 }
 
 /// The SQLSTATE under an error, if a server sent one.

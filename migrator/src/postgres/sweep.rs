@@ -1,5 +1,6 @@
 //! What migrations leave behind whose rows are lost (M6): found by the names that all of it has, and removed if it belongs to no
-//! migration under way. A database is never removed, whatever it says of itself: it may hold the only rows there are.
+//! migration under way. A database under a shard's name is never removed, whatever it says of itself: it may hold the only
+//! rows there are.
 
 use std::collections::BTreeSet;
 
@@ -61,6 +62,7 @@ impl PostgresBackend {
     async fn sweep_node(&self, node: &NodeId, known: &Known, swept: &mut Swept) -> Result<(), BackendError> {
         let server = self.session(node, &self.address(node)?.database, APPLICATION).await?;
         // Subscriptions before the slots that they read, on this node and, in the next round, on others.
+        let mut first = None;
         let databases = "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
         for database in names(&server, databases).await? {
             if known.is_leftover(&database) {
@@ -69,15 +71,21 @@ impl PostgresBackend {
                 swept.removed.push(format!("database {database}, which was never given its name, on node {node}"));
                 continue;
             }
-            let session = self.session(node, &database, APPLICATION).await?;
-            self.sweep_database(&session, known, swept).await?;
+            let cleaned = match self.session(node, &database, APPLICATION).await {
+                Ok(session) => self.sweep_database(&session, known, swept).await,
+                Err(error) => Err(error),
+            };
+            // One database that cannot be looked at keeps nothing else from being cleaned.
+            if let Err(error) = cleaned {
+                first = first.or(Some(error));
+            }
         }
-        let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE NOT active AND NOT temporary ORDER BY 1";
+        let slots = "SELECT slot_name::text FROM pg_replication_slots WHERE NOT temporary ORDER BY 1";
         for slot in leftovers(&server, slots, known).await? {
             replication::drop_slot(&server, &slot).await?;
             swept.removed.push(format!("slot {slot} on node {node}"));
         }
-        Ok(())
+        first.map_or(Ok(()), Err)
     }
 
     async fn sweep_database(&self, session: &Session, known: &Known, swept: &mut Swept) -> Result<(), BackendError> {

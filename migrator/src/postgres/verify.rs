@@ -11,7 +11,7 @@ use super::pace::{Pace, Pacer};
 use super::tracker::{self, ChangeTracker, ChangedKeys, TrackedSlot, TrackerError};
 use super::wire::ConnectParams;
 use super::{catalog, replication, sequences};
-use crate::{BackendError, MoveSpec, Verification};
+use crate::{BackendError, MoveSpec, Verification, Way};
 
 /// How long one call compares.
 const BUDGET: Duration = Duration::from_millis(1500);
@@ -42,6 +42,9 @@ impl PostgresBackend {
             return Err(BackendError::Bug { what: "no comparison".into() });
         };
         self.has_room(&ends.source, spec).await?;
+        if spec.way == Way::There {
+            replication::advance_slot(&ends.target, &Names::new(&spec.migration).slot(Way::Back)).await?;
+        }
         let step = comparing.step(&ends, spec);
         let mut stepped = match pacer {
             Some(pacer) => pacer.during(self, spec, step).await,
@@ -81,10 +84,8 @@ impl PostgresBackend {
         // A reader whose link hangs holds the slot's name until the server notices.
         replication::drop_slot(&ends.source, &names.tracker(spec.way)).await?;
         let tracker = ChangeTracker::start(&params, slot, &publication, tracker::Limits::default(), TRACKER);
-        let tracker = self
-            .outlasting_transactions(&ends.source, tracker)
-            .await?
-            .map_err(|e| failed("beginning to follow changes", e))?;
+        let tracker =
+            self.outlasting_transactions(spec, tracker).await?.map_err(|e| failed("beginning to follow changes", e))?;
         let tables = catalog::tables(&ends.source).await?;
         let layouts = compare::layouts(&ends.source, &tables).await?;
         let limits = compare::Limits::new(self.settings.range_rows);

@@ -11,7 +11,9 @@ use crate::cause::with_causes;
 
 /// Size of a block, which is fixed when PostgreSQL is built, and hardly ever another.
 const BLOCK: u64 = 8192;
-/// How long reading one table or index in may take.
+/// Blocks that one statement reads in: 128 MiB.
+const SLICE: u64 = 16_384;
+/// How long that may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A table or an index of the shard.
@@ -66,25 +68,26 @@ async fn by_use(owner: &Session) -> Result<Vec<Relation>, BackendError> {
 }
 
 impl PostgresBackend {
-    /// Fills the cache of `ends.target` as far as the settings allow. A server without the module `pg_prewarm` is left cold.
-    pub(super) async fn warm(&self, ends: &Ends) -> Result<(), BackendError> {
+    /// Fills the cache of `ends.target` as far as the settings allow. Whatever fails leaves it as cold as it is: no move is given
+    /// up for that.
+    pub(super) async fn warm(&self, ends: &Ends) {
+        if let Err(error) = self.try_warm(ends).await {
+            tracing::info!(node = %ends.target.node(), error = with_causes(&error), "the cache stays cold");
+        }
+    }
+
+    async fn try_warm(&self, ends: &Ends) -> Result<(), BackendError> {
         let share = self.settings.warm_share.clamp(0.0, 1.0);
         if share.is_nan() || share == 0.0 {
             return Ok(());
         }
-        // In the move's own schema, with which it goes; the extension would stay.
+        // In the move's own schema, with which it goes; the extension would stay. It needs the module `pg_prewarm`.
         let make = format!(
             "CREATE OR REPLACE FUNCTION {SCHEMA}.prewarm(regclass, text, text, bigint, bigint) RETURNS bigint \
              LANGUAGE c AS '$libdir/pg_prewarm', 'pg_prewarm'"
         );
-        if let Err(error) = ends.target.run("preparing to warm the cache", &make).await {
-            if ends.target.is_closed() {
-                return Err(error);
-            }
-            tracing::info!(node = %ends.target.node(), error = with_causes(&error), "the cache stays cold");
-            return Ok(());
-        }
-        let sql = "SELECT setting::bigint * pg_size_bytes('8kB') FROM pg_settings WHERE name = 'shared_buffers'";
+        ends.target.run("preparing to warm the cache", &make).await?;
+        let sql = "SELECT pg_size_bytes(current_setting('shared_buffers'))";
         let cache: i64 = get(&ends.target.one("reading the size of the cache", sql, &[]).await?, 0)?;
         // Saturating by the rules of `as` for floats.
         let budget = (cache as f64 * share) as u64 / BLOCK;
@@ -95,16 +98,22 @@ impl PostgresBackend {
     }
 }
 
+/// Reads in a part, a slice at a time.
 async fn read_in(target: &Session, part: &Part<'_>) -> Result<(), BackendError> {
-    // The copy may be smaller than the original, which has holes.
-    let sql = format!(
-        "SELECT {SCHEMA}.prewarm(oid, 'buffer', 'main', LEAST({first}, blocks - 1), NULL) FROM (SELECT oid, \
-           pg_relation_size(oid) / current_setting('block_size')::bigint AS blocks \
-           FROM pg_class WHERE oid = to_regclass({name})) r WHERE blocks > 0",
-        first = part.first,
-        name = literal(&part.relation.name)
-    );
-    target.query_within(PATIENCE, "warming the cache", &sql, &[]).await.map(drop)
+    let mut from = part.first;
+    while from < part.relation.blocks {
+        let to = from.saturating_add(SLICE).min(part.relation.blocks);
+        // The copy may be smaller than the original, which has holes.
+        let sql = format!(
+            "SELECT {SCHEMA}.prewarm(oid, 'buffer', 'main', {from}, LEAST({to}, blocks) - 1) FROM (SELECT oid, \
+               pg_relation_size(oid) / current_setting('block_size')::bigint AS blocks \
+               FROM pg_class WHERE oid = to_regclass({name})) r WHERE blocks > {from}",
+            name = literal(&part.relation.name)
+        );
+        target.query_within(PATIENCE, "warming the cache", &sql, &[]).await?;
+        from = to;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

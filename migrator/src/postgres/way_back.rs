@@ -72,6 +72,8 @@ impl PostgresBackend {
     pub(super) async fn start_way_back(&self, live: &mut Live, spec: &MoveSpec) -> Result<(), BackendError> {
         let names = Names::new(&spec.migration);
         live.comparing = None;
+        // Before the old owner is asked, which may be away for long.
+        self.spare_owner(live, spec).await?;
         let ends = live.ends(self, spec).await?;
         replication::unsubscribe(&ends.target, &names.subscription(Way::There)).await?;
         for slot in [names.slot(Way::There), names.tracker(Way::There)] {
@@ -97,6 +99,7 @@ impl PostgresBackend {
     pub(super) async fn carry_back(&self, live: &mut Live, spec: &MoveSpec) -> Result<Lag, BackendError> {
         self.start_way_back_unless_open(live, spec).await?;
         let ends = live.ends(self, spec).await?;
+        self.has_room(&ends.target, spec).await?;
         let Some(applied) = replication::applied(&ends.target, &ends.source, Way::Back, ROUND).await? else {
             let slot = Names::new(&spec.migration).slot(Way::Back);
             let (behind, status) = replication::backlog(&ends.target, &slot).await?;
@@ -110,7 +113,7 @@ impl PostgresBackend {
         let control = guard::control(&ends.target).await?;
         let back = spec.reversed(control.map_or(spec.epoch.next(), |control| control.epoch));
         if live.comparing.is_some() && live.warmed != Some(Way::Back) {
-            self.warm(&Ends { source: Arc::clone(&ends.target), target: Arc::clone(&ends.source) }).await?;
+            self.warm(&Ends { source: Arc::clone(&ends.target), target: Arc::clone(&ends.source) }).await;
             live.warmed = Some(Way::Back);
             return Ok(Lag { changes: FAR, applied });
         }

@@ -87,7 +87,7 @@ impl Bench for PostgresBench {
     }
 
     fn slowness(&self) -> u64 {
-        20
+        100
     }
 
     async fn carried_over(&self, spec: &MoveSpec) {
