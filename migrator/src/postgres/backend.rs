@@ -218,7 +218,10 @@ impl PostgresBackend {
 
     /// Rows are copied or compared no longer: what the move takes of the caps is free for others.
     pub(super) fn leave_pace(&self, live: &mut Live, spec: &MoveSpec) {
-        live.pacer = None;
+        if let Some(pacer) = live.pacer.take() {
+            // Whatever still holds its pace must not rest for ever.
+            pacer.pace().rest(false);
+        }
         self.shares.leave(&spec.migration);
     }
 

@@ -112,7 +112,7 @@ async fn a_paused_move_that_keeps_back_too_much_log_is_given_up() {
     let (driver, id) = paused(&cluster).await;
     assert_eq!(driver.guard_room().await.unwrap(), [], "there is room enough");
     write_log(&cluster.source, 8).await;
-    assert_eq!(driver.guard_room().await.unwrap(), [id.clone()]);
+    assert_eq!(driver.guard_room().await.unwrap(), std::slice::from_ref(&id));
     let record = driver.run(&id).await.unwrap();
     assert!(matches!(&record.state, MigrationState::Failed { why } if why.contains("wal_limit_bytes")), "{record:?}");
     checker.finish(&cluster.source.app_address(SHOP)).await.assert_unnoticed();
@@ -139,7 +139,7 @@ async fn a_copy_that_holds_an_old_snapshot_for_too_long_is_given_up() {
     for _ in 0..200 {
         session.rows("SELECT pg_current_xact_id()").await.unwrap();
     }
-    assert_eq!(driver.guard_room().await.unwrap(), [id.clone()]);
+    assert_eq!(driver.guard_room().await.unwrap(), std::slice::from_ref(&id));
     let record = driver.run(&id).await.unwrap();
     assert!(matches!(&record.state, MigrationState::Failed { why } if why.contains("horizon_limit")), "{record:?}");
     cluster.assert_clean().await;

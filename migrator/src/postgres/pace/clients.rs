@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Statements that say something of their mean.
 const ENOUGH: f64 = 20.0;
-/// Looks that are taken together.
+/// Looks that are taken together at least.
 const WINDOW: usize = 4;
+/// Looks that are taken together at most, where there are too few statements in fewer.
+const LONGEST_WINDOW: usize = 40;
 /// What one look can say at most: a report that ran for a minute ends once.
 const WORST: f64 = 5.0;
 /// What is left of what was measured in earlier rests with each further one.
@@ -69,8 +71,10 @@ impl Clients {
     fn rested(&mut self, since: &BTreeMap<&Counter, (&NodeId, Spent)>) {
         for (counter, (_, spent)) in since.iter().filter(|(_, (_, spent))| spent.statements > 0.0) {
             let rest = self.at_rest.entry((*counter).clone()).or_default();
-            rest.statements = rest.statements * FADES + spent.statements;
-            rest.micros = rest.micros * FADES + spent.micros;
+            // Few statements are worth keeping until there are enough of them.
+            let fades = if rest.statements > ENOUGH { FADES } else { 1.0 };
+            rest.statements = rest.statements * fades + spent.statements;
+            rest.micros = rest.micros * fades + spent.micros;
         }
     }
 
@@ -85,7 +89,7 @@ impl Clients {
             of_node.micros += (spent.micros / usual).min(spent.statements * WORST);
         }
         self.window.push_back(by_node);
-        while self.window.len() > WINDOW {
+        while self.window.len() > LONGEST_WINDOW {
             self.window.pop_front();
         }
     }
@@ -109,10 +113,15 @@ impl Clients {
     /// the mean of so few, which differ as much as statements do, can be off by chance.
     pub fn slowdown(&self) -> Option<f64> {
         let mut by_node: BTreeMap<&NodeId, Spent> = BTreeMap::new();
-        for (node, spent) in self.window.iter().flatten() {
-            let all = by_node.entry(node).or_default();
-            all.statements += spent.statements;
-            all.micros += spent.micros;
+        for (n, looked) in self.window.iter().rev().enumerate() {
+            for (node, spent) in looked {
+                let all = by_node.entry(node).or_default();
+                // Of a node with enough statements only the last looks count.
+                if n < WINDOW || all.statements < ENOUGH {
+                    all.statements += spent.statements;
+                    all.micros += spent.micros;
+                }
+            }
         }
         let enough = by_node.values().filter(|spent| spent.statements >= ENOUGH);
         let surely = |spent: &Spent| spent.micros / spent.statements * (1.0 - spent.statements.sqrt().recip());

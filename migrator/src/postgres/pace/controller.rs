@@ -161,8 +161,9 @@ impl Controller {
         } else if slowdown > 1.0 + (target - 1.0) * NEAR {
             (rate, Limit::Clients)
         } else if asks && seen.slowdown.is_none() {
-            // Nothing is known yet: neither faster, nor so much faster than now that it could not be taken back.
-            (rate.min((seen.used * 2.0).max(START)), Limit::Clients)
+            // Nothing is known yet: a little faster at most, and never so much that it could not be taken back.
+            let grown = if seen.used >= rate * USED { rate + STEP } else { rate };
+            (grown.min((seen.used * 2.0).max(START)), Limit::Clients)
         } else if seen.used >= rate * USED {
             let step = if self.is_first_growth { rate * (FIRST_GROWTH - 1.0) } else { STEP.max(rate * STEP_SHARE) };
             (rate + step, Limit::Nothing)
