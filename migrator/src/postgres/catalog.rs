@@ -121,6 +121,13 @@ pub(crate) async fn has_database(session: &Session, database: &str) -> Result<bo
     Ok(session.maybe("looking for the database", sql, &[(&database, Type::TEXT)]).await?.is_some())
 }
 
+/// Whether the server has the database, but only what an interrupted `DROP DATABASE` has left of it (from 15.4 on the server
+/// marks such a one by this limit, and lets nobody in).
+pub(crate) async fn is_half_dropped(session: &Session, database: &str) -> Result<bool, BackendError> {
+    let sql = "SELECT 1 FROM pg_database WHERE datname = $1 AND datconnlimit = -2";
+    Ok(session.maybe("looking for the database", sql, &[(&database, Type::TEXT)]).await?.is_some())
+}
+
 /// Whether the shard's database has the move's own schema.
 pub(crate) async fn has_own_schema(session: &Session) -> Result<bool, BackendError> {
     let sql = "SELECT 1 FROM pg_namespace WHERE nspname = $1";

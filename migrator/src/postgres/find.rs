@@ -15,7 +15,7 @@ impl PostgresBackend {
         }
         let sql = format!(
             "SELECT pg_catalog.pg_database_size(oid) FROM pg_catalog.pg_database \
-             WHERE datname = {} AND datallowconn AND NOT datistemplate",
+             WHERE datname = {} AND datallowconn AND NOT datistemplate AND datconnlimit <> -2",
             literal(shard.as_str())
         );
         let mut found = Vec::new();

@@ -4,7 +4,7 @@
 use foreshard_domain::NodeId;
 
 use super::backend::{Live, PostgresBackend, permanent};
-use super::catalog::has_database;
+use super::catalog::{has_database, is_half_dropped};
 use super::names::{Names, SCHEMA};
 use super::session::{Session, get, ident};
 use super::{guard, replication};
@@ -73,6 +73,11 @@ impl PostgresBackend {
         let names = Names::new(&spec.migration);
         let unfinished = ident(&names.unfinished_database());
         server.run(doing, &format!("DROP DATABASE IF EXISTS {unfinished} WITH (FORCE)")).await?;
+        let database = ident(spec.shard.as_str());
+        if is_half_dropped(&server, spec.shard.as_str()).await? {
+            // Nobody gets in any more, to ask whose it was, and what it held is partly gone already.
+            return server.run(doing, &format!("DROP DATABASE IF EXISTS {database}")).await;
+        }
         if has_database(&server, spec.shard.as_str()).await? {
             if !self.is_ours(&server, spec, node, filled_by).await? {
                 return Ok(());
@@ -87,7 +92,6 @@ impl PostgresBackend {
                 replication::drop_slot(&session, &slot).await?;
             }
             drop(session);
-            let database = ident(spec.shard.as_str());
             server.run(doing, &format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)")).await?;
         }
         Ok(())
@@ -99,6 +103,9 @@ impl PostgresBackend {
     /// If it has one that is not sealed by this migration.
     async fn has_sealed_copy(&self, spec: &MoveSpec) -> Result<bool, BackendError> {
         let server = self.server(&spec.source, spec).await?;
+        if is_half_dropped(&server, spec.shard.as_str()).await? {
+            return Ok(false);
+        }
         Ok(has_database(&server, spec.shard.as_str()).await?
             && self.is_ours(&server, spec, &spec.source, Way::Back).await?)
     }

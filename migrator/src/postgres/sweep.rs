@@ -63,7 +63,8 @@ impl PostgresBackend {
         let server = self.session(node, &self.address(node)?.database, APPLICATION).await?;
         // Subscriptions before the slots that they read, on this node and, in the next round, on others.
         let mut first = None;
-        let databases = "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
+        let databases = "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate \
+                         AND (datconnlimit <> -2 OR starts_with(datname, 'fs_')) ORDER BY 1";
         for database in names(&server, databases).await? {
             if known.is_leftover(&database) {
                 let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(&database));

@@ -104,6 +104,22 @@ async fn a_target_that_is_gone_for_good_does_not_keep_a_move_from_being_undone()
     cluster.assert_clean().await;
 }
 
+/// A server that dies, or runs out of disk, while it drops a database keeps one that lets nobody in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_was_dropped_in_part_is_dropped() {
+    let cluster = cluster().await;
+    let (driver, id) = paused(&cluster).await;
+    // The shard's connections there end first, as they do when it is dropped.
+    let half = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{SHOP}'; \
+         UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{SHOP}'"
+    );
+    cluster.target.sql("postgres", &half).await;
+    assert!(cluster.target.address(SHOP).connect().await.is_err());
+    assert_eq!(driver.cancel(&id).await.unwrap().state, MigrationState::Cancelled);
+    cluster.assert_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_move_that_keeps_back_too_much_log_is_given_up() {
     let mut cluster = cluster().await;
