@@ -89,7 +89,8 @@ impl Default for PostgresSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PaceSettings {
-    /// Clients' statements may take so many times what they take at rest, in the mean of two seconds, on source and target.
+    /// Clients' statements may take so many times what they take at rest, on source and target: in the mean of two seconds, or of
+    /// as many more (20 at most) as it takes to see 20 statements, less what chance can make of the mean of so few.
     pub latency_factor: f64,
     /// Standbys and other readers of a log, of source and target, may be later by so long than when the copy began.
     #[serde(with = "humantime_serde")]
