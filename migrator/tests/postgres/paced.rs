@@ -22,7 +22,7 @@ async fn copied_in(pace: PaceSettings, with_clients: bool) -> (Duration, Duratio
     assert!(matches!(record.state, MigrationState::Reversible { .. }), "{:?} {:?}", record.state, record.why);
     drop(bench);
     println!("{with_clients} {pace:?}: {phases}");
-    (phases.between("copying", "copying rows"), phases.between("verifying", "verifying"))
+    (phases.until("copying", "copying keys"), phases.between("verifying", "verifying"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,6 +38,16 @@ impl Phases {
         Self { seen, task }
     }
 
+    /// How long it took from the beginning of `first` to that of `next`.
+    pub fn until(&self, first: &str, next: &str) -> Duration {
+        let seen = self.seen.lock().unwrap();
+        let begins = |state: &str| seen.iter().find(|(name, _)| name.starts_with(state)).map(|(_, at)| *at);
+        let (Some(began), Some(ended)) = (begins(first), begins(next)) else {
+            panic!("no {first} or {next}: {seen:?}")
+        };
+        ended - began
+    }
+
     /// How long all states lasted that are neither before `first` nor after `last`.
     pub fn between(&self, first: &str, last: &str) -> Duration {
         let seen = self.seen.lock().unwrap();
