@@ -1,5 +1,6 @@
 //! Servers behind poolers, a backend on them, and a driver with a state store: what a controller has.
 
+use crate::harness::checker::{Checker, CheckerOptions, create_tables};
 use crate::harness::debris::{debris, paused_pools};
 use crate::harness::pooler::{POOLER_ADMIN, POOLER_ADMIN_PASSWORD, Pooler};
 use crate::harness::server::{ADMIN, ADMIN_PASSWORD, PgServer, ServerOptions};
@@ -91,6 +92,19 @@ impl Cluster {
     /// Takes the state store back.
     pub async fn open_store(&mut self) {
         self.store = Arc::new(opened(&self.store_file()).await);
+    }
+
+    /// Servers of no durability, one pooler, and the checker's tables.
+    pub async fn of_the_checker() -> Self {
+        let cluster = Self::start(&ServerOptions::fast(), 1).await;
+        create_tables(&cluster.source.app_address(SHOP), CheckerOptions::default().accounts).await;
+        cluster
+    }
+
+    /// A few clients that write all the time.
+    pub fn checker(&self) -> Checker {
+        let options = CheckerOptions { rate: 40.0, ..CheckerOptions::default() };
+        Checker::start(&[self.poolers[0].app_address(SHOP)], &options)
     }
 
     /// A new controller: the next leader term, on a backend of its own.

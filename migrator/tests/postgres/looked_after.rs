@@ -3,24 +3,12 @@
 
 use crate::cluster::{Cluster, SHOP, node};
 use crate::harness::bench;
-use crate::harness::checker::{Checker, CheckerOptions, create_tables};
 use crate::harness::debris::debris;
-use crate::harness::server::{PgServer, ServerOptions};
+use crate::harness::server::PgServer;
 use crate::watched::{Watched, When};
 use foreshard_domain::MigrationId;
 use foreshard_migrator::{Driver, DriverError, MigrationState};
 use std::sync::Arc;
-
-async fn cluster() -> Cluster {
-    let cluster = Cluster::start(&ServerOptions::fast(), 1).await;
-    create_tables(&cluster.source.app_address(SHOP), CheckerOptions::default().accounts).await;
-    cluster
-}
-
-fn checker(cluster: &Cluster) -> Checker {
-    let options = CheckerOptions { rate: 40.0, ..CheckerOptions::default() };
-    Checker::start(&[cluster.poolers[0].app_address(SHOP)], &options)
-}
 
 /// Runs a move until it can be taken back.
 async fn reversible(cluster: &Cluster, driver: &Driver) -> MigrationId {
@@ -57,8 +45,8 @@ async fn write_log(server: &PgServer, megabytes: u32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_ends_without_the_old_server_if_that_is_gone_for_good() {
-    let mut cluster = cluster().await;
-    let checker = checker(&cluster);
+    let mut cluster = Cluster::of_the_checker().await;
+    let checker = cluster.checker();
     let driver = cluster.controller().await;
     let id = reversible(&cluster, &driver).await;
     cluster.source.kill9();
@@ -88,8 +76,8 @@ async fn a_move_ends_without_the_old_server_if_that_is_gone_for_good() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_is_gone_for_good_does_not_keep_a_move_from_being_undone() {
-    let mut cluster = cluster().await;
-    let checker = checker(&cluster);
+    let mut cluster = Cluster::of_the_checker().await;
+    let checker = cluster.checker();
     let (driver, id) = paused(&cluster).await;
     cluster.target.kill9();
     assert!(driver.cancel(&id).await.is_err(), "the copy there cannot be removed");
@@ -107,7 +95,7 @@ async fn a_target_that_is_gone_for_good_does_not_keep_a_move_from_being_undone()
 /// A server that dies, or runs out of disk, while it drops a database keeps one that lets nobody in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_was_dropped_in_part_is_dropped() {
-    let cluster = cluster().await;
+    let cluster = Cluster::of_the_checker().await;
     let (driver, id) = paused(&cluster).await;
     // The shard's connections there end first, as they do when it is dropped.
     let half = format!(
@@ -122,9 +110,9 @@ async fn a_copy_that_was_dropped_in_part_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_move_that_keeps_back_too_much_log_is_given_up() {
-    let mut cluster = cluster().await;
+    let mut cluster = Cluster::of_the_checker().await;
     cluster.settings.wal_limit_bytes = 4 << 20;
-    let checker = checker(&cluster);
+    let checker = cluster.checker();
     let (driver, id) = paused(&cluster).await;
     assert_eq!(driver.guard_room().await.unwrap(), [], "there is room enough");
     write_log(&cluster.source, 8).await;
@@ -137,7 +125,7 @@ async fn a_paused_move_that_keeps_back_too_much_log_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_keeps_back_too_much_log_is_given_up() {
-    let mut cluster = cluster().await;
+    let mut cluster = Cluster::of_the_checker().await;
     cluster.settings.wal_limit_bytes = 4 << 20;
     let (driver, id) = paused(&cluster).await;
     write_log(&cluster.source, 8).await;
@@ -148,7 +136,7 @@ async fn a_copy_that_keeps_back_too_much_log_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_holds_an_old_snapshot_for_too_long_is_given_up() {
-    let mut cluster = cluster().await;
+    let mut cluster = Cluster::of_the_checker().await;
     cluster.settings.horizon_limit = 100;
     let (driver, id) = paused(&cluster).await;
     let session = cluster.source.connect("postgres").await;
@@ -163,9 +151,9 @@ async fn a_copy_that_holds_an_old_snapshot_for_too_long_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_server_that_is_away_too_long_loses_the_way_back_not_the_new_ones_disk() {
-    let mut cluster = cluster().await;
+    let mut cluster = Cluster::of_the_checker().await;
     cluster.settings.wal_limit_bytes = 4 << 20;
-    let checker = checker(&cluster);
+    let checker = cluster.checker();
     let driver = cluster.controller().await;
     let id = reversible(&cluster, &driver).await;
     cluster.source.kill9();
@@ -187,7 +175,7 @@ async fn an_old_server_that_is_away_too_long_loses_the_way_back_not_the_new_ones
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn m6_what_belongs_to_no_migration_is_removed_and_what_does_stays() {
-    let cluster = cluster().await;
+    let cluster = Cluster::of_the_checker().await;
     let (_driver, id) = paused(&cluster).await;
     let slots = || cluster.source.column("postgres", "SELECT slot_name FROM pg_replication_slots ORDER BY 1");
     let mine = slots().await;
@@ -226,7 +214,7 @@ async fn m6_what_belongs_to_no_migration_is_removed_and_what_does_stays() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_old_copy_stays_until_there_is_a_backup_of_the_new_one() {
-    let mut cluster = cluster().await;
+    let mut cluster = Cluster::of_the_checker().await;
     bench::fill(&cluster.source, SHOP, 5).await;
     let folder = tempfile::tempdir().unwrap();
     let (ready, told) = (folder.path().join("ready"), folder.path().join("told"));

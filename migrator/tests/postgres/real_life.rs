@@ -1,24 +1,13 @@
 //! What servers in use have that fresh ones have not: standbys that commits wait for, and transactions that take their time.
 
 use crate::cluster::{Cluster, SHOP};
-use crate::harness::checker::{Checker, CheckerOptions, create_tables};
-use crate::harness::server::{PgServer, ServerOptions};
+use crate::harness::checker::{Checker, CheckerOptions};
+use crate::harness::server::PgServer;
 use crate::watched::{Watched, When};
 use foreshard_migrator::MigrationState;
 use foreshard_migrator::postgres::LongTransactions;
 use std::sync::Arc;
 use std::time::Duration;
-
-async fn cluster() -> Cluster {
-    let cluster = Cluster::start(&ServerOptions::fast(), 1).await;
-    create_tables(&cluster.source.app_address(SHOP), CheckerOptions::default().accounts).await;
-    cluster
-}
-
-fn checker(cluster: &Cluster) -> Checker {
-    let options = CheckerOptions { rate: 40.0, ..CheckerOptions::default() };
-    Checker::start(&[cluster.poolers[0].app_address(SHOP)], &options)
-}
 
 /// A standby that every commit of `primary` waits for.
 async fn synchronous_standby(primary: &PgServer, name: &str) -> PgServer {
@@ -47,12 +36,12 @@ async fn let_go(primary: &PgServer, standby: PgServer) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn m1_a_database_moves_between_servers_with_synchronous_standbys() {
-    let cluster = cluster().await;
+    let cluster = Cluster::of_the_checker().await;
     let (of_source, of_target) = tokio::join!(
         synchronous_standby(&cluster.source, "standby_a"),
         synchronous_standby(&cluster.target, "standby_b")
     );
-    let checker = checker(&cluster);
+    let checker = cluster.checker();
     checker.acknowledges(30).await;
     let driver = cluster.controller().await;
     let id = cluster.start_move(&driver, 1).await;
@@ -73,7 +62,7 @@ async fn m1_a_database_moves_between_servers_with_synchronous_standbys() {
 /// back the move comes through or goes back; nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn m7_a_synchronous_standby_that_hangs_costs_time_and_no_write() {
-    let cluster = cluster().await;
+    let cluster = Cluster::of_the_checker().await;
     let (mut of_source, mut of_target) = tokio::join!(
         synchronous_standby(&cluster.source, "standby_a"),
         synchronous_standby(&cluster.target, "standby_b")
@@ -136,7 +125,7 @@ async fn open_transaction(cluster: &Cluster) -> crate::harness::address::Session
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_waits_for_long_transactions_if_it_is_to_wait() {
-    let cluster = cluster().await;
+    let cluster = Cluster::of_the_checker().await;
     let backend = Arc::new(Watched::new(cluster.backend()));
     let stop = backend.stop_at("fence", When::Before);
     let driver = cluster.controller_with(backend).await;
@@ -159,10 +148,10 @@ async fn a_move_waits_for_long_transactions_if_it_is_to_wait() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_ends_long_transactions_if_it_is_to_end_them() {
-    let mut cluster = cluster().await;
+    let mut cluster = Cluster::of_the_checker().await;
     cluster.settings.long_transactions = LongTransactions::End { after: Duration::from_secs(1) };
     let long = open_transaction(&cluster).await;
-    let checker = checker(&cluster);
+    let checker = cluster.checker();
     let driver = cluster.controller().await;
     let id = cluster.start_move(&driver, 1).await;
     // The slot of the copy waits for the transaction as well.
@@ -177,7 +166,7 @@ async fn a_move_ends_long_transactions_if_it_is_to_end_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_is_refused_beside_long_transactions_if_it_is_to_be() {
-    let mut cluster = cluster().await;
+    let mut cluster = Cluster::of_the_checker().await;
     cluster.settings.long_transactions = LongTransactions::Refuse { after: Duration::from_millis(200) };
     let long = open_transaction(&cluster).await;
     tokio::time::sleep(Duration::from_millis(400)).await;

@@ -97,7 +97,7 @@ impl ControllerProcess {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "is the controller's process of the matrix of faults, which starts it"]
+#[ignore = "is the controller's process of the matrix of faults: cargo test --release --workspace --test postgres m1_to_m8_a_fault starts it"]
 async fn controller_process() {
     let Some(file) = std::env::var_os(ORDERS) else { return };
     let file = Path::new(&file);

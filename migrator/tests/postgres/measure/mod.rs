@@ -25,7 +25,7 @@ fn percentile(sorted: &[u64], share: f64) -> u64 {
 /// A loaded database of `FORESHARD_MB` (200) megabytes is moved `FORESHARD_MOVES` (20) times; how long writes were stopped, and
 /// what clients felt in the first minute after each change of owner.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes: scripts/bench-postgres runs it"]
+#[ignore = "takes minutes: scripts/bench-postgres fences runs it"]
 async fn fences_of_many_moves_of_a_loaded_database() {
     let (megabytes, moves) = (from_environment("FORESHARD_MB", 200), from_environment("FORESHARD_MOVES", 20));
     let cluster = Cluster::start(&ServerOptions::default(), 1).await;
@@ -79,7 +79,7 @@ async fn fences_of_many_moves_of_a_loaded_database() {
 
 /// `FORESHARD_MB` (1000) megabytes there and back by a rollback, under pgbench and the checker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes: scripts/bench-postgres runs it"]
+#[ignore = "takes minutes: scripts/bench-postgres large runs it"]
 async fn m1_a_large_database_moves_there_and_back_and_nobody_notices() {
     let megabytes = from_environment("FORESHARD_MB", 1000);
     let cluster = Cluster::start(&ServerOptions::default(), 1).await;
