@@ -4,11 +4,12 @@
 use crate::cluster::{Cluster, SHOP, node};
 use crate::harness::bench;
 use crate::harness::debris::debris;
-use crate::harness::server::PgServer;
+use crate::harness::server::{PgServer, ServerOptions};
 use crate::watched::{Watched, When};
 use foreshard_domain::MigrationId;
 use foreshard_migrator::{Driver, DriverError, MigrationState};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Runs a move until it can be taken back.
 async fn reversible(cluster: &Cluster, driver: &Driver) -> MigrationId {
@@ -237,4 +238,31 @@ async fn the_old_copy_stays_until_there_is_a_backup_of_the_new_one() {
     let expected = format!("{SHOP} target {} {SHOP}\n", cluster.target.port());
     assert_eq!(std::fs::read_to_string(&told).unwrap(), expected);
     cluster.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_new_owners_cache_is_filled_before_clients_come() {
+    let options = ServerOptions { settings: vec![("track_functions", "'all'".into())], ..ServerOptions::fast() };
+    let mut cluster = Cluster::start(&options, 1).await;
+    bench::fill(&cluster.source, SHOP, 15).await;
+    for (share, is_warm) in [(0.5, true), (0.0, false)] {
+        cluster.settings.warm_share = share;
+        let driver = cluster.controller().await;
+        let id = reversible(&cluster, &driver).await;
+        let read = "SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions \
+                    WHERE schemaname = 'foreshard' AND funcname = 'prewarm'";
+        // A session tells its numbers when it is idle.
+        let began = tokio::time::Instant::now();
+        let calls = loop {
+            let calls: u32 = cluster.owning().await.value(SHOP, read).await.parse().unwrap();
+            if calls > 0 || began.elapsed() > Duration::from_secs(if is_warm { 30 } else { 2 }) {
+                break calls;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        // Tables and their keys, each at least once.
+        assert!(if is_warm { calls >= 4 } else { calls == 0 }, "share {share}: {calls}");
+        assert_eq!(driver.finish(&id).await.unwrap().state, MigrationState::Done);
+        cluster.assert_clean().await;
+    }
 }
