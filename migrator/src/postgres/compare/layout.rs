@@ -1,11 +1,14 @@
 //! What comparing needs to know of a table: how its rows are told apart and ordered, and how a row is hashed.
 //!
-//! A row's hash is that of its columns in the binary form in which the server sends them, in the order of their names: every
-//! bit counts (-0 and 0, 1.0 and 1.00, spaces in json, blanks at the end), a null is no empty text, and it takes a third of
-//! the time of the text form. Binary forms of types that an extension or a user has made can hold object identifiers, which
-//! differ from server to server; such columns are hashed as text.
+//! A row's hash is that of its columns in the order of their names, and every bit counts: -0 and 0, 1.0 and 1.00, spaces in
+//! json, blanks at the end, and a null is no empty text. The server's own hash of a record hashes each column by its type's
+//! function and adds them up in different multiples, without a copy of the row. Some of these functions look at less than
+//! every bit, since they serve equality (numeric, float8, bpchar), or let values meet by rule (int8, timestamp): such columns
+//! are hashed in the binary form in which the server sends them. Binary forms of types that an extension or a user has made
+//! can hold object identifiers, which differ from server to server; such columns are hashed as text.
 //!
-//! The hash has 64 bits; a range has the number and the exact sum of its rows' hashes, so that equal rows do not cancel out. Two
+//! The hash has 64 bits; a range has the number and the exact sum of its rows' hashes, so that equal rows do not cancel out. The
+//! sum of a row's columns goes through the hash once more, or values that two rows exchanged would cancel out in it. Two
 //! ranges that differ look equal with a probability of 2^-64: once in 10^13 moves if each compares a million differing ranges.
 
 use std::collections::BTreeMap;
@@ -16,7 +19,7 @@ use crate::postgres::catalog::Table;
 use crate::postgres::session::{Session, get, ident};
 
 /// Types of the server whose binary form is exact and the same on every server of its version, and arrays of them.
-const BINARY: &[&str] = &[
+pub(super) const BINARY: &[&str] = &[
     "bit",
     "bool",
     "box",
@@ -57,6 +60,12 @@ const BINARY: &[&str] = &[
     "varchar",
     "xid8",
 ];
+
+/// Those of them whose hash function takes every bit, and never lets two values meet by rule.
+const HASHED: &[&str] = &["bool", "bytea", "char", "date", "int2", "int4", "oid", "uuid"];
+
+/// Those of them that are the same, once bytes and not a language order them.
+const TEXTS: &[&str] = &["text", "varchar"];
 
 /// The strategies of a B-tree, in the order of [`KeyColumn::operators`].
 const STRATEGIES: [&str; 5] = ["<", "<=", "=", ">=", ">"];
@@ -147,7 +156,8 @@ async fn row_bytes(session: &Session, schemas: &[&str], names: &[&str]) -> Resul
 
 /// The hash of a row of each table, by its number from 1. Generated columns count too: the target has computed them anew.
 async fn hashes(session: &Session, schemas: &[&str], names: &[&str]) -> Result<BTreeMap<i64, String>, BackendError> {
-    let sql = "SELECT w.number, a.attname::text, t.typtype = 'd', b.typname::text, bn.nspname = 'pg_catalog' \
+    let sql = "SELECT w.number, a.attname::text, t.typtype = 'd', b.typname::text, bn.nspname = 'pg_catalog', \
+           (SELECT p.proname::text FROM pg_proc p WHERE p.oid = b.typsend) \
          FROM unnest($1, $2) WITH ORDINALITY w(schema_name, table_name, number) \
          JOIN pg_namespace n ON n.nspname = w.schema_name \
          JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.table_name \
@@ -162,32 +172,41 @@ async fn hashes(session: &Session, schemas: &[&str], names: &[&str]) -> Result<B
     for row in &rows {
         let of_table = columns.entry(get(row, 0)?).or_default();
         if let Some(name) = get::<Option<String>>(row, 1)? {
-            let base = get::<bool>(row, 4)?.then_some(get::<String>(row, 3)?);
-            of_table.push(canonical(&name, get(row, 2)?, base.as_deref()));
+            let is_own = get::<bool>(row, 4)?;
+            let (base, send): (String, Option<String>) = (get(row, 3)?, get(row, 5)?);
+            let own = send.as_deref().filter(|_| is_own).map(|send| Own { name: &base, send });
+            of_table.push(canonical(&name, get(row, 2)?, own));
         }
     }
     Ok(columns.into_iter().map(|(number, columns)| (number, row_hash(&columns))).collect())
 }
 
-/// A column as it goes into the hash; `base` is its type, or that which its domain restricts, if it is the server's own.
-fn canonical(name: &str, is_domain: bool, base: Option<&str>) -> String {
+/// A type of the server's own.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    name: &'a str,
+    /// The function that makes its binary form.
+    send: &'a str,
+}
+
+/// A column as it goes into the hash; `own` is its type, or that which its domain restricts, if it is the server's.
+fn canonical(name: &str, is_domain: bool, own: Option<Own<'_>>) -> String {
     let column = format!("t.{}", ident(name));
-    match base {
-        Some(base) if BINARY.contains(&base.strip_prefix('_').unwrap_or(base)) => {
-            if is_domain {
-                format!("{column}::pg_catalog.{}", ident(base))
-            } else {
-                column
-            }
-        }
+    let Some(own) = own.filter(|own| BINARY.contains(&own.name.strip_prefix('_').unwrap_or(own.name))) else {
         // A row of one column is written by the type's output function; a cast to text need not be (character loses blanks).
-        _ => format!("ROW({column})::text"),
+        return format!("ROW({column})::text COLLATE pg_catalog.\"C\"");
+    };
+    let value = if is_domain { format!("{column}::pg_catalog.{}", ident(own.name)) } else { column };
+    match own.name {
+        name if HASHED.contains(&name) => value,
+        name if TEXTS.contains(&name) => format!("{value} COLLATE pg_catalog.\"C\""),
+        _ => format!("pg_catalog.{}({value})", ident(own.send)),
     }
 }
 
 fn row_hash(columns: &[String]) -> String {
-    // All bytes in one hash: hashes of columns would be combined linearly, and values that two rows exchanged would cancel.
-    format!("hash_record_extended(ROW(record_send(ROW({}))), 0)", columns.join(", "))
+    // The seed of a hash is mixed with its value in all 64 bits, unlike a value of 64 bits.
+    format!("hashint4extended(1, hash_record_extended(ROW({}), 0))", columns.join(", "))
 }
 
 /// The key of each table that has one: that which tells its changes, or the primary key where the whole row does.
@@ -242,13 +261,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_sent_in_binary_only_where_that_is_the_same_everywhere() {
-        assert_eq!(canonical("a", false, Some("int4")), "t.\"a\"");
-        assert_eq!(canonical("a", false, Some("_text")), "t.\"a\"");
-        assert_eq!(canonical("a\"b", true, Some("bpchar")), "t.\"a\"\"b\"::pg_catalog.\"bpchar\"");
-        assert_eq!(canonical("a", false, Some("xml")), "ROW(t.\"a\")::text");
-        assert_eq!(canonical("a", false, Some("regclass")), "ROW(t.\"a\")::text");
-        assert_eq!(canonical("a", false, None), "ROW(t.\"a\")::text");
+    fn columns_are_hashed_by_their_type_only_where_every_bit_counts() {
+        let hashed = |is_domain, name, send| canonical("a", is_domain, Some(Own { name, send }));
+        assert_eq!(hashed(false, "int4", "int4send"), "t.\"a\"");
+        assert_eq!(hashed(true, "uuid", "uuid_send"), "t.\"a\"::pg_catalog.\"uuid\"");
+        assert_eq!(hashed(false, "text", "textsend"), "t.\"a\" COLLATE pg_catalog.\"C\"");
+        assert_eq!(hashed(false, "int8", "int8send"), "pg_catalog.\"int8send\"(t.\"a\")");
+        assert_eq!(hashed(false, "_text", "array_send"), "pg_catalog.\"array_send\"(t.\"a\")");
+        assert_eq!(hashed(true, "bpchar", "bpcharsend"), "pg_catalog.\"bpcharsend\"(t.\"a\"::pg_catalog.\"bpchar\")");
+        assert_eq!(hashed(false, "xml", "xml_send"), "ROW(t.\"a\")::text COLLATE pg_catalog.\"C\"");
+        assert_eq!(hashed(false, "regclass", "regclasssend"), "ROW(t.\"a\")::text COLLATE pg_catalog.\"C\"");
+        assert_eq!(canonical("a\"b", false, None), "ROW(t.\"a\"\"b\")::text COLLATE pg_catalog.\"C\"");
     }
 
     #[test]

@@ -4,9 +4,9 @@ use super::*;
 
 const TABLE: &str = "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN code AS character(4); \
     CREATE TABLE d (id int PRIMARY KEY, name text, gone int, blanks varchar(20), padded character(6), r float8, plain json, n numeric, \
-      at timestamptz, mood mood, code code, list text[], shape point, x xml, twice int GENERATED ALWAYS AS (id * 2) STORED); \
+      at timestamptz, mood mood, code code, list text[], shape point, x xml, big bigint DEFAULT 1, twice int GENERATED ALWAYS AS (id * 2) STORED); \
     ALTER TABLE d DROP COLUMN gone; \
-    INSERT INTO d SELECT i, 'name ' || i, 'b', 'p', 0, '{\"a\": 1}', 1.0, timestamptz '2026-01-01' + i * interval '1 s', 'sad', \
+    INSERT INTO d (id, name, blanks, padded, r, plain, n, at, mood, code, list, shape, x) SELECT i, 'name ' || i, 'b', 'p', 0, '{\"a\": 1}', 1.0, timestamptz '2026-01-01' + i * interval '1 s', 'sad', \
       'ab', ARRAY['a', NULL], point(i, i), '<a/>' FROM generate_series(1, 60) i";
 
 #[tokio::test]
@@ -35,6 +35,9 @@ async fn one_row_that_differs_in_one_bit_is_named() {
         "shape = point(13, '-0') WHERE id = 13",
         "x = '<a />' WHERE id = 14",
         "padded = NULL WHERE id = 15",
+        // The server's hash of a bigint lets it meet 1.
+        "big = 4294967296 WHERE id = 16",
+        "at = '-infinity' WHERE id = 17",
     ];
     pair.at_source("UPDATE d SET name = NULL WHERE id = 3").await;
     let mut expected = Vec::new();
@@ -43,6 +46,22 @@ async fn one_row_that_differs_in_one_bit_is_named() {
         expected.push(format!("table public.d key ({id}) differs"));
     }
     assert_eq!(sorted(pair.verified(10).await.differing), sorted(expected));
+}
+
+/// A type without a hash of its own would be an error of the statement.
+#[tokio::test]
+async fn every_type_of_the_server_is_hashed_and_so_is_a_list_of_it_and_a_domain_over_it() {
+    let mut sql = "CREATE TABLE every (id int PRIMARY KEY".to_owned();
+    for (number, name) in super::super::layout::BINARY.iter().enumerate() {
+        sql = format!("CREATE DOMAIN domain{number} AS pg_catalog.\"{name}\"; {sql}");
+        sql +=
+            &format!(", a{number} pg_catalog.\"{name}\", b{number} pg_catalog.\"{name}\"[], c{number} domain{number}");
+    }
+    let Some(pair) = Pair::new(&format!("{sql}); INSERT INTO every VALUES (1), (2)")).await else { return };
+    pair.both("UPDATE every SET a5 = 'f', b5 = '{a,b}', c5 = 'x' WHERE id = 1").await;
+    assert_eq!(pair.verified(10).await, Found { ranges: 1, rows: 2, differing: Vec::new() });
+    pair.at_target("UPDATE every SET b5 = '{a,b,NULL}' WHERE id = 1").await;
+    assert_eq!(pair.verified(10).await.differing, ["table public.every key (1) differs"]);
 }
 
 #[tokio::test]
