@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, Error, NoTls, Row, SimpleQueryMessage};
 
+use super::schema::database::WRITES_FLOW;
 use super::settings::ServerAddress;
 use super::wire::SESSION_SETTINGS;
 use crate::BackendError;
@@ -24,6 +25,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("row_security", "off"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_isolation", "read committed"),
+    // On the source too: a first reading writes hint bits.
+    WRITES_FLOW,
 ];
 
 /// Who logs in.

@@ -17,11 +17,18 @@ const LISTS: &[&str] = &[
     "unix_socket_directories",
 ];
 
+/// The setting by which what a process writes goes to the disk as it comes.
+///
+/// Left to the kernel, half a minute of it is written at once, and every commit waits meanwhile whose log is on that disk.
+pub(crate) const WRITES_FLOW: (&str, &str) = ("backend_flush_after", "512kB");
+
 /// What the source's database has and the target's gets only when it opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Opening {
     pub connection_limit: i32,
     pub comment: Option<String>,
+    /// The database's own value of [`WRITES_FLOW`]'s setting, which is another one while the database is filled.
+    pub flush_after: Option<String>,
 }
 
 impl Opening {
@@ -30,17 +37,25 @@ impl Opening {
     /// # Errors
     /// If the source cannot be read.
     pub async fn read(source: &Session) -> Result<Self, BackendError> {
-        let sql = "SELECT datconnlimit, shobj_description(oid, 'pg_database') FROM pg_database \
-                   WHERE datname = current_database()";
-        let row = source.one("reading the database", sql, &[]).await?;
-        Ok(Self { connection_limit: get(&row, 0)?, comment: get(&row, 1)? })
+        let sql = "SELECT datconnlimit, shobj_description(oid, 'pg_database'), \
+                     (SELECT split_part(setting, '=', 2) FROM pg_db_role_setting, unnest(setconfig) setting \
+                      WHERE setdatabase = d.oid AND setrole = 0 AND split_part(setting, '=', 1) = $1) \
+                   FROM pg_database d WHERE datname = current_database()";
+        let row = source.one("reading the database", sql, &[(&WRITES_FLOW.0, Type::TEXT)]).await?;
+        Ok(Self { connection_limit: get(&row, 0)?, comment: get(&row, 1)?, flush_after: get(&row, 2)? })
     }
 
     /// Statements that open the database to clients and take the mark off it.
     pub fn statements(&self, database: &str) -> Vec<String> {
         let name = ident(database);
         let comment = self.comment.as_deref().map_or("NULL".to_owned(), literal);
+        let setting = WRITES_FLOW.0;
+        let flush_after = match &self.flush_after {
+            Some(own) => format!("SET {setting} = {}", literal(own)),
+            None => format!("RESET {setting}"),
+        };
         vec![
+            format!("ALTER DATABASE {name} {flush_after}"),
             format!("COMMENT ON DATABASE {name} IS {comment}"),
             format!("ALTER DATABASE {name} CONNECTION LIMIT {}", self.connection_limit),
         ]
@@ -75,6 +90,9 @@ pub(crate) async fn create_database(
     target_server.run("dropping an unfinished database", &format!("DROP DATABASE IF EXISTS {fresh_name}")).await?;
     target_server.run("making the database", &create_statement(source, &fresh_name).await?).await?;
     let mut rest = settings(source, &fresh_name).await?;
+    // Of autovacuum and of the subscription's worker too, which no session setting of ours reaches.
+    let (setting, flows) = WRITES_FLOW;
+    rest.push(format!("ALTER DATABASE {fresh_name} SET {setting} = {}", literal(flows)));
     rest.extend(grants(source, &fresh_name).await?);
     rest.push(format!("COMMENT ON DATABASE {fresh_name} IS {}", literal(&mark)));
     rest.push(format!("ALTER DATABASE {fresh_name} RENAME TO {name}"));
@@ -173,8 +191,14 @@ mod tests {
 
     #[test]
     fn a_database_opens_with_its_own_limit_and_comment() {
-        let opening = Opening { connection_limit: -1, comment: None };
-        let expected = ["COMMENT ON DATABASE \"a\"\"b\" IS NULL", "ALTER DATABASE \"a\"\"b\" CONNECTION LIMIT -1"];
+        let mut opening = Opening { connection_limit: -1, comment: None, flush_after: None };
+        let expected = [
+            "ALTER DATABASE \"a\"\"b\" RESET backend_flush_after",
+            "COMMENT ON DATABASE \"a\"\"b\" IS NULL",
+            "ALTER DATABASE \"a\"\"b\" CONNECTION LIMIT -1",
+        ];
         assert_eq!(opening.statements("a\"b"), expected);
+        opening.flush_after = Some("64".into());
+        assert_eq!(opening.statements("a")[0], "ALTER DATABASE \"a\" SET backend_flush_after = '64'");
     }
 }

@@ -11,7 +11,7 @@ use crate::postgres::session::Place;
 ///
 /// The role `replica` keeps the application's event triggers quiet when a restore is repeated.
 const OPTIONS: &str = "-c default_transaction_read_only=off -c role=none -c session_replication_role=replica \
-    -c lc_messages=C -c idle_session_timeout=0";
+    -c lc_messages=C -c idle_session_timeout=0 -c backend_flush_after=512kB";
 
 /// What a server says when the same may work later.
 const PASSES: &[&str] = &[

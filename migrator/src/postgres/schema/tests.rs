@@ -136,7 +136,8 @@ async fn a_nasty_database_arrives_as_it_was() {
 fn about_database(name: &str) -> String {
     format!(
         "ALTER DATABASE {name} OWNER TO app_owner; ALTER DATABASE {name} CONNECTION LIMIT 33; \
-         ALTER DATABASE {name} SET search_path = public, \"Übel \"\"x\"\".y\"; ALTER DATABASE {name} SET work_mem = '7MB'; \
+         ALTER DATABASE {name} SET search_path = public, \"Übel \"\"x\"\".y\"; ALTER DATABASE {name} SET backend_flush_after = 8; \
+         ALTER DATABASE {name} SET work_mem = '7MB'; \
          ALTER DATABASE {name} SET my.own = 'it''s'; ALTER ROLE app_reader IN DATABASE {name} SET statement_timeout = '9s'; \
          REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC; GRANT CREATE ON DATABASE {name} TO app_reader WITH GRANT OPTION; \
          COMMENT ON DATABASE {name} IS 'their own'"
