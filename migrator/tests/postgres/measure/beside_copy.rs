@@ -52,13 +52,13 @@ async fn copied(cluster: &Cluster) -> u64 {
     cluster.target.value(SHOP, "SELECT coalesce(sum(bytes), 0) FROM foreshard.copied").await.parse().unwrap()
 }
 
-/// A database of `FORESHARD_MB` (1500) under pgbench at `FORESHARD_TPS` (100) transactions a second and the checker at 50
+/// A database of `FORESHARD_MB` (1800) under pgbench at `FORESHARD_TPS` (100) transactions a second and the checker at 50
 /// operations a second; `FORESHARD_PAIRS` (10) pairs of windows of `FORESHARD_WINDOW_S` (8) seconds, the copy held to
 /// `FORESHARD_RATE_MB` (12; 0: no limit) megabytes a second, and by what clients feel to no less than `FORESHARD_FLOOR_MB` (11).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: scripts/bench-postgres latency runs it"]
 async fn latency_of_clients_beside_a_copy() {
-    let (megabytes, tps) = (from_environment("FORESHARD_MB", 1500), from_environment("FORESHARD_TPS", 100));
+    let (megabytes, tps) = (from_environment("FORESHARD_MB", 1800), from_environment("FORESHARD_TPS", 100));
     let (pairs, window) = (from_environment("FORESHARD_PAIRS", 10), from_environment("FORESHARD_WINDOW_S", 8));
     let rate = from_environment("FORESHARD_RATE_MB", 12);
     let mut cluster = Cluster::start(&ServerOptions::default(), 1).await;
