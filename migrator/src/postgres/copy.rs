@@ -11,6 +11,7 @@
 mod piece;
 mod plan;
 mod record;
+mod splice;
 #[cfg(test)]
 mod tests;
 

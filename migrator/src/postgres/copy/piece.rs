@@ -1,18 +1,23 @@
 //! A pair of connections that copies one piece after the other.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
-use tokio_postgres::Error;
+use tokio_postgres::{CopyInSink, Error};
 
 use super::plan::{Piece, Planned};
+use super::splice::Splice;
 use super::{CopyError, SnapshotCopy, record};
 use crate::BackendError;
 use crate::postgres::session::{Session, literal};
 
 /// Bytes passed on at once. Each side holds a few of them, however large the piece or a value is.
 const CHUNK: usize = 64 << 10;
+
+/// What one statement reads, in seconds of the pace, and at least.
+const STEP_S: f64 = 0.01;
+pub(super) const LEAST_STEP: u64 = 128 << 10;
 
 /// How long either side may neither give nor take a row: a link that hangs must not hang the move.
 const STALLED: Duration = Duration::from_secs(60);
@@ -110,34 +115,59 @@ impl Pair {
         if let Some((rows, bytes)) = record::begin(&self.writer, &id).await? {
             return Ok(Outcome::Copied { rows, bytes });
         }
-        let (rows, bytes) =
-            self.pipe(copy, &table.copy_out(piece, encoding), &table.copy_in(encoding), &table.table.sql()).await?;
+        let (rows, bytes) = self.pipe(copy, table, piece, encoding).await?;
         record::commit(&self.writer, &id, rows, bytes).await?;
         Ok(Outcome::Copied { rows, bytes })
     }
 
-    async fn pipe(&self, copy: &SnapshotCopy, out: &str, into: &str, name: &str) -> Result<(u64, u64), BackendError> {
-        let reading = format!("reading rows of {name}");
-        let writing = format!("writing rows of {name}");
-        let source = moving(&self.reader, &reading, self.reader.client().copy_out(out)).await?;
-        let target = moving(&self.writer, &writing, self.writer.client().copy_in::<_, Bytes>(into)).await?;
-        let (mut source, mut target) = (pin!(source), pin!(target));
+    /// Passes rows on, a step after the other: a server sends ahead as much as the sockets between hold, which is megabytes, and
+    /// while it makes them its clients wait for the processor. So no more is asked for than the pace lets through soon.
+    async fn pipe(
+        &self,
+        copy: &SnapshotCopy,
+        table: &Planned,
+        piece: &Piece,
+        encoding: &str,
+    ) -> Result<(u64, u64), BackendError> {
+        let name = table.table.sql();
+        let (reading, writing) = (format!("reading rows of {name}"), format!("writing rows of {name}"));
+        let into = table.copy_in(encoding);
+        let target = self.writer.client().copy_in::<_, Bytes>(&into);
+        let mut target = pin!(moving(&self.writer, &writing, target).await?);
         let chunk = copy.pace.get().map_or(CHUNK, |rate| (rate as usize / 4).clamp(1 << 10, CHUNK));
-        let mut buffer = BytesMut::with_capacity(chunk);
-        let mut bytes = 0;
-        while let Some(row) = moving(&self.reader, &reading, async { source.next().await.transpose() }).await? {
-            buffer.extend_from_slice(&row);
-            if buffer.len() >= chunk {
-                bytes += buffer.len() as u64;
-                copy.pace.take(buffer.len()).await;
-                moving(&self.writer, &writing, target.feed(buffer.split().freeze())).await?;
+        let mut splice = Splice::new(table.is_binary, chunk);
+        let odd = |what: &str| BackendError::Bug { what: format!("{reading}: {what}") };
+        let (mut left, mut bytes) = (Some(*piece), 0);
+        while let Some(rest) = left {
+            let step = copy.pace.get().map_or(u64::MAX, |rate| ((rate * STEP_S) as u64).max(LEAST_STEP));
+            let (step, after) = rest.step(table.pages_of(step));
+            left = after;
+            let out = table.copy_out(&step, encoding);
+            let mut source = pin!(moving(&self.reader, &reading, self.reader.client().copy_out(&out)).await?);
+            while let Some(row) = moving(&self.reader, &reading, async { source.next().await.transpose() }).await? {
+                if let Some(ready) = splice.take(&row).map_err(odd)? {
+                    bytes += self.pass(copy, target.as_mut(), ready, &writing).await?;
+                }
             }
+            splice.end().map_err(odd)?;
         }
-        bytes += buffer.len() as u64;
-        copy.pace.take(buffer.len()).await;
-        moving(&self.writer, &writing, target.feed(buffer.freeze())).await?;
+        bytes += self.pass(copy, target.as_mut(), splice.finish(), &writing).await?;
         let rows = moving(&self.writer, &writing, target.finish()).await?;
         Ok((rows, bytes))
+    }
+
+    /// Passes a part on when the pace allows; how long it is.
+    async fn pass(
+        &self,
+        copy: &SnapshotCopy,
+        mut target: Pin<&mut CopyInSink<Bytes>>,
+        part: Bytes,
+        writing: &str,
+    ) -> Result<u64, BackendError> {
+        let bytes = part.len();
+        copy.pace.take(bytes).await;
+        moving(&self.writer, writing, target.feed(part)).await?;
+        Ok(bytes as u64)
     }
 }
 

@@ -72,8 +72,13 @@ impl Piece {
 
     /// The first `pages` of it, and what is left. A piece without an end, or that was tried, stays whole.
     pub fn split(self, pages: u32) -> (Self, Option<Self>) {
+        if self.is_tried { (self, None) } else { self.step(pages) }
+    }
+
+    /// The first `pages` of it to be read by a statement of their own, and what is left to be read. Without an end it is read whole.
+    pub fn step(self, pages: u32) -> (Self, Option<Self>) {
         match (self.from.checked_add(pages), self.to) {
-            (Some(middle), Some(to)) if middle < to && !self.is_tried => {
+            (Some(middle), Some(to)) if middle < to => {
                 (Self { to: Some(middle), ..self }, Some(Self { from: middle, ..self }))
             }
             _ => (self, None),
@@ -189,6 +194,7 @@ mod tests {
             let piece = Piece { table: 0, from, to: Some(from + length), is_tried: false };
             let tried = Piece { is_tried: true, ..piece };
             prop_assert_eq!(tried.split(at), (tried, None));
+            prop_assert_eq!(tried.step(at).0.to, piece.step(at).0.to);
             let (first, rest) = piece.split(at);
             prop_assert_eq!(first.from, from);
             match rest {

@@ -231,3 +231,25 @@ async fn a_copy_keeps_its_pace_and_its_calls_stay_short() {
     finish(&copy).await;
     assert_eq!(Shard::rows(&shard.target).await, Shard::rows(&shard.source).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_piece_that_is_read_by_several_statements_is_whole_in_either_format() {
+    let Some(pair) = TestPair::shared() else { return };
+    for (column, is_binary) in [("n int DEFAULT 7", true), ("n regtype DEFAULT 'int4'", false)] {
+        let shard = Shard::new(&pair, 10_000).await;
+        for side in [&shard.source, &shard.target] {
+            side.run("a column", &format!("ALTER TABLE public.big ADD COLUMN {column}")).await.unwrap();
+        }
+        // Whole ranges of pages without a row: their statements answer with nothing but header and trailer.
+        let holes = "DELETE FROM public.big WHERE id BETWEEN 4000 AND 7000";
+        shard.source.run("holes", holes).await.unwrap();
+        // The least that a statement reads is about a 32nd of the table, which is one piece.
+        let settings = PostgresSettings { copy_bytes_per_s: Some(8e6), ..PostgresSettings::default() };
+        let copy = shard.begin(&settings).await;
+        let big = copy.work().tables.iter().find(|t| t.table.name == "big").cloned().unwrap();
+        assert_eq!(big.is_binary, is_binary);
+        assert!(big.bytes > 24 * super::piece::LEAST_STEP, "{big:?}");
+        finish(&copy).await;
+        assert_eq!(Shard::rows(&shard.target).await, Shard::rows(&shard.source).await, "{column}");
+    }
+}
