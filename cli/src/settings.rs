@@ -1,7 +1,7 @@
 //! Every option with its default; `config/example.toml` shows the same to people, and a test compares them.
 
 use foreshard_migrator::DriverConfig;
-use foreshard_migrator::postgres::PostgresSettings;
+use foreshard_migrator::postgres::{PostgresSettings, PrometheusUrl};
 use foreshard_policy::PolicySettings;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -270,6 +270,7 @@ impl Settings {
         all.postgres.copy_bytes_per_s = Some(0.0);
         all.postgres.pace.node_bytes_per_s = Some(0.0);
         all.postgres.pace.total_bytes_per_s = Some(0.0);
+        all.postgres.prometheus.url = PrometheusUrl::try_from("http://localhost:9090".to_owned()).ok();
         Table::try_from(all)
     }
 
@@ -323,6 +324,9 @@ pace_bytes_per_s = 1e6
 [postgres]
 long_transactions = { refuse = { after = "1m" } }
 poolers = [{ name = "p1", host = "localhost", port = 6432, user = "admin", routes = "/etc/pgbouncer/shards.ini" }]
+[postgres.prometheus]
+url = "http://prom:9090"
+instances = { "db1.example" = "db1:9100" }
 [postgres.nodes."db1.example"]
 host = "db1"
 port = 5432
@@ -334,9 +338,13 @@ user = "postgres"
         assert_eq!(settings.migrate.driver().pace_bytes_per_s, Some(1e6));
         assert_eq!(settings.postgres.nodes.keys().map(|n| n.as_str()).collect::<Vec<_>>(), ["db1.example"]);
         assert_eq!(settings.postgres.poolers.len(), 1);
+        assert_eq!(settings.postgres.prometheus.instances.len(), 1);
         assert_eq!(MigrateSettings::default().driver(), foreshard_migrator::DriverConfig::default());
         std::fs::write(&path, "[postgres.nodes.n1]\nhost = \"a\"\nport = 1\nuser = \"u\"\nprot = 2\n").unwrap();
         let error = Settings::load(Some(&path)).unwrap_err().to_string();
         assert!(error.contains("postgres.nodes") && error.contains("prot"), "{error}");
+        std::fs::write(&path, "[postgres.prometheus]\nurl = \"https://prom:9090\"\n").unwrap();
+        let error = Settings::load(Some(&path)).unwrap_err().to_string();
+        assert!(error.contains("postgres.prometheus.url") && error.contains("plain http"), "{error}");
     }
 }

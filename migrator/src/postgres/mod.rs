@@ -59,6 +59,7 @@ pub use backend::PostgresBackend;
 #[doc(hidden)]
 pub use mutant::Mutant;
 pub use settings::{
-    LongTransactions, Machine, PaceSettings, PoolerAddress, PostgresSettings, ServerAddress, WithoutKey,
+    LongTransactions, Machine, PaceSettings, PoolerAddress, PostgresSettings, PrometheusSettings, PrometheusUrl,
+    PrometheusUrlError, ServerAddress, WithoutKey,
 };
 pub use watchdog::Watchdog;

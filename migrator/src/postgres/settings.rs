@@ -1,11 +1,16 @@
 //! Where the servers and poolers are, and how moves are carried out on them.
 
+mod prometheus;
+
 use foreshard_domain::NodeId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub(crate) use prometheus::INSTANCE;
+pub use prometheus::{PrometheusSettings, PrometheusUrl, PrometheusUrlError};
 
 /// The PostgreSQL backend's settings.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +55,8 @@ pub struct PostgresSettings {
     /// How long that may take.
     #[serde(with = "humantime_serde")]
     pub backup_timeout: Duration,
+    /// Where CPU and memory of machines are read that servers elsewhere run on; of servers on this machine they are known.
+    pub prometheus: PrometheusSettings,
 }
 
 impl fmt::Debug for PostgresSettings {
@@ -80,6 +87,7 @@ impl Default for PostgresSettings {
             warm_share: 0.5,
             backup_hook: Vec::new(),
             backup_timeout: Duration::from_secs(1800),
+            prometheus: PrometheusSettings::default(),
         }
     }
 }

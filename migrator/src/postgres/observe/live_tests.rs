@@ -1,9 +1,10 @@
 //! Observing a real server on this machine.
 
 use super::machine::{Backend, Usage};
+use super::prometheus::tests::{Reply, serve};
 use super::*;
 use crate::postgres::session::Login;
-use crate::postgres::settings::ServerAddress;
+use crate::postgres::settings::{PrometheusSettings, ServerAddress};
 use foreshard_domain::SystemClock;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -116,8 +117,12 @@ impl Server {
     }
 
     fn observer(&self) -> Observer {
+        self.observer_with(PrometheusSettings::default())
+    }
+
+    fn observer_with(&self, prometheus: PrometheusSettings) -> Observer {
         let nodes = BTreeMap::from([(node("n"), self.address())]);
-        Observer::new(&PostgresSettings { nodes, ..PostgresSettings::default() }, Arc::new(SystemClock))
+        Observer::new(&PostgresSettings { nodes, prometheus, ..PostgresSettings::default() }, Arc::new(SystemClock))
     }
 }
 
@@ -143,7 +148,7 @@ async fn observe(observer: &Observer, session: &Session) -> BTreeMap<String, Obs
 
 async fn usage(session: &Session) -> Usage {
     let Backend { pid, age_s } = sample::server(session).await.unwrap().backend;
-    LocalProcesses::default().usage(Backend { pid, age_s }).await.unwrap()
+    LocalProcesses::default().usage(&node("n"), Backend { pid, age_s }).await.unwrap()
 }
 
 async fn waited(mut child: Child) {
@@ -256,4 +261,41 @@ async fn resets_restarts_and_new_databases_leave_gaps() {
         assert!(observer.observe(BTreeMap::from([(node("n"), Err(away()))]), &[]).await.is_err());
     }
     assert!(observe(&observer, &session).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_machine_that_prometheus_tells_of_is_split_among_its_databases() {
+    let server = Server::start().await;
+    let session = server.open("postgres").await.unwrap();
+    for name in ["a", "b"] {
+        session.run("making a database", &format!("CREATE DATABASE {name}")).await.unwrap();
+    }
+    // A machine of 100 cores whose memory is half taken: none that a test runs on.
+    let url = serve(Arc::new(|query| match query {
+        q if q.starts_with("sum(rate") => Reply::Value("40"),
+        q if q.starts_with("count(") => Reply::Value("100"),
+        q if q.contains(" - ") => Reply::Value("5e12"),
+        _ => Reply::Value("1e13"),
+    }))
+    .await;
+    let about = |name: &str| PrometheusSettings {
+        url: Some(url.clone()),
+        instances: BTreeMap::from([(node(name), "db:9100".to_owned())]),
+        ..PrometheusSettings::default()
+    };
+    let observer = server.observer_with(about("n"));
+    observe(&observer, &session).await;
+    waited(server.load("a", 100, 2)).await;
+    let rows = observe(&observer, &session).await;
+    let sum = |of: fn(&Observation) -> Option<f64>| rows.values().map(|row| of(row).unwrap()).sum::<f64>();
+    let (cpu, memory) = (sum(|row| row.cpu_util), sum(|row| row.mem_util));
+    assert!((38.0..=42.0).contains(&cpu), "{cpu} % of the CPU are told instead of 40");
+    assert!((memory - 50.0).abs() < 0.1, "{memory} % of memory are told instead of 50");
+    assert!(rows["a"].cpu_util.unwrap() > 20.0 * rows["b"].cpu_util.unwrap(), "{rows:?}");
+    // Of a node that it is not asked about, what the server takes of this machine.
+    let observer = server.observer_with(about("another"));
+    observe(&observer, &session).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let told = observe(&observer, &session).await["@node/n"].mem_util.unwrap();
+    assert!(told > 0.0 && told < 40.0, "{told} % of memory");
 }

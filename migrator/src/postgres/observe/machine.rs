@@ -1,10 +1,10 @@
 //! What a server takes of its machine: CPU time and resident memory.
 //!
-//! PostgreSQL does not tell either. [`LocalProcesses`] reads them from `/proc` where the server runs on this machine. A
-//! source for servers elsewhere (a node exporter's numbers from Prometheus) would be another [`NodeMetrics`]; it knows no
-//! processes, so that all of its CPU time is split among databases.
+//! PostgreSQL does not tell either. [`LocalProcesses`] reads them from `/proc` where the server runs on this machine. The
+//! other source knows no processes ([`super::prometheus`]), so that all of its CPU time is split among databases.
 
 use async_trait::async_trait;
+use foreshard_domain::NodeId;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
@@ -65,8 +65,8 @@ impl Usage {
 /// Where the use of machines is read.
 #[async_trait]
 pub(crate) trait NodeMetrics: Send + Sync + fmt::Debug {
-    /// What the server that `backend` belongs to has taken so far; `None` if this source cannot see it.
-    async fn usage(&self, backend: Backend) -> Option<Usage>;
+    /// What the server of `node`, which `backend` belongs to, has taken so far; `None` if this source cannot see it.
+    async fn usage(&self, node: &NodeId, backend: Backend) -> Option<Usage>;
 }
 
 /// Processes of this machine.
@@ -83,7 +83,7 @@ impl Default for LocalProcesses {
 
 #[async_trait]
 impl NodeMetrics for LocalProcesses {
-    async fn usage(&self, backend: Backend) -> Option<Usage> {
+    async fn usage(&self, _node: &NodeId, backend: Backend) -> Option<Usage> {
         let source = self.clone();
         // A server elsewhere, or in a process namespace of its own, is not seen: no error, but nothing known either.
         tokio::task::spawn_blocking(move || source.read(backend).ok().flatten()).await.ok().flatten()
@@ -261,7 +261,8 @@ mod tests {
     #[tokio::test]
     async fn sums_the_tree_with_those_that_have_ended() {
         let (_folder, source) = machine();
-        let usage = source.usage(Backend { pid: 12, age_s: 10.5 }).await.unwrap();
+        let node = NodeId::new("n").unwrap();
+        let usage = source.usage(&node, Backend { pid: 12, age_s: 10.5 }).await.unwrap();
         assert_eq!(usage.processes.keys().copied().collect::<Vec<_>>(), [10, 11, 12]);
         let cpu = |pid: u32| usage.processes[&pid].cpu_s;
         assert!((cpu(10) - 1.2).abs() < 1e-9, "without the ended ones");
@@ -278,8 +279,9 @@ mod tests {
     #[tokio::test]
     async fn takes_no_other_process_for_the_server() {
         let (_folder, source) = machine();
+        let node = NodeId::new("n").unwrap();
         for (pid, age_s) in [(12, 100.0), (12, -3.0), (13, 5.0), (99, 10.0)] {
-            assert_eq!(source.usage(Backend { pid, age_s }).await, None, "{pid} {age_s}");
+            assert_eq!(source.usage(&node, Backend { pid, age_s }).await, None, "{pid} {age_s}");
         }
     }
 

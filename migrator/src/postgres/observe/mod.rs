@@ -4,6 +4,7 @@ mod account;
 #[cfg(test)]
 mod live_tests;
 mod machine;
+mod prometheus;
 mod sample;
 
 use foreshard_domain::{Clock, NodeId, Observation, ShardId};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use self::account::account;
 use self::machine::{LocalProcesses, NodeMetrics};
+use self::prometheus::Prometheus;
 use self::sample::{Sample, Sizes};
 use super::session::Session;
 use super::settings::{Machine, PostgresSettings};
@@ -40,16 +42,33 @@ struct Kept {
 #[derive(Debug)]
 pub(crate) struct Observer {
     machines: BTreeMap<NodeId, Machine>,
-    metrics: Arc<dyn NodeMetrics>,
+    local: LocalProcesses,
+    prometheus: Option<Prometheus>,
     clock: Arc<dyn Clock>,
     kept: Mutex<BTreeMap<NodeId, Kept>>,
 }
 
 impl Observer {
-    /// For the nodes of `settings`; CPU and memory are known of servers on this machine.
+    /// For the nodes of `settings`; CPU and memory are known of those that Prometheus is to be asked about, and of servers on
+    /// this machine.
     pub fn new(settings: &PostgresSettings, clock: Arc<dyn Clock>) -> Self {
         let machines = settings.nodes.iter().map(|(node, address)| (node.clone(), address.machine)).collect();
-        Self { machines, metrics: Arc::new(LocalProcesses::default()), clock, kept: Mutex::default() }
+        let asked = &settings.prometheus;
+        for node in asked.instances.keys().filter(|node| !settings.nodes.contains_key(*node)) {
+            tracing::warn!(%node, "[postgres.prometheus] has an instance of a node that [postgres.nodes] does not have");
+        }
+        if asked.url.is_none() && !asked.instances.is_empty() {
+            tracing::warn!("[postgres.prometheus] has instances and no url: CPU and memory are not asked for there");
+        }
+        let prometheus = Prometheus::new(asked);
+        Self { machines, local: LocalProcesses::default(), prometheus, clock, kept: Mutex::default() }
+    }
+
+    fn metrics(&self, node: &NodeId) -> &dyn NodeMetrics {
+        match &self.prometheus {
+            Some(prometheus) if prometheus.knows(node) => prometheus,
+            _ => &self.local,
+        }
     }
 
     /// Rows since the last call: of `shards`, where their nodes had them all the time, and of each node's residual; none of a
@@ -110,7 +129,7 @@ impl Observer {
         };
         let now = (self.clock.model(), self.clock.real());
         let mut sample = sample::read(session, &server, sizes, now).await?;
-        sample.usage = self.metrics.usage(server.backend).await;
+        sample.usage = self.metrics(node).usage(node, server.backend).await;
         Ok(sample)
     }
 
