@@ -74,6 +74,19 @@ fn evaluate_agrees(file: &str, protocol: &str) {
     assert!((a - b).abs() <= 5e-4, "brier of p_any: report {a}, scorer {b}");
 }
 
+/// Four days before the windows are too little for the next day: the product falls back by itself and says so.
+#[test]
+fn a_history_too_short_for_training_is_answered_by_seasonal_naive() {
+    let Some(history) = beside("data/mscloud_rate_1min.parquet") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let report =
+        json(folder.path(), &["evaluate", "--history", &history.display().to_string(), "--protocol", "15T"], 0);
+    assert_eq!(number(contender(&report, "subject"), "/wql"), number(contender(&report, "seasonal_naive"), "/wql"));
+    let facts = report["provenance"].as_array().unwrap();
+    let said = facts.iter().find(|f| f["name"] == "fallback").unwrap();
+    assert!(said["value"].as_str().unwrap().starts_with("seasonal naive, because product 15T has 5 series"), "{said}");
+}
+
 #[test]
 fn evaluate_web_services_5t() {
     evaluate_agrees("data/web_services.parquet", "5T");

@@ -23,8 +23,8 @@ use foreshard_model::{
 };
 
 use crate::checkpoint::{CheckpointError, CheckpointFile, Progress, fingerprint};
-use member::MemberRun;
-use sampling::Samples;
+use member::{Done, MemberRun, Until};
+use sampling::{Part, Samples};
 
 /// Why a fit ended without a model.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +134,8 @@ impl FittedModel {
     }
 }
 
-/// Fits every product on its series: networks with early stop on a time cut, width factors, rank templates.
+/// Fits every product on its series: networks with early stop on a time cut, width factors and rank templates from what
+/// lies behind the cut, then the same networks once more on everything.
 ///
 /// Equal series, spec and machine give equal bits at any number of threads, also when the fit was interrupted and resumed
 /// from its checkpoint (F2).
@@ -176,21 +177,49 @@ fn fit_product(
 ) -> Result<FittedProduct, TrainError> {
     let network = |source| TrainError::Network { product: product.name.clone(), source };
     let features = Features::new(&product.forecast);
-    let samples = Samples::draw(product, series, spec, features, lanes)?;
-    let (mut members, mut validation, mut steps) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, member) in spec.params().members.iter().enumerate() {
-        let mut run = MemberRun::new(product, index, member, &samples, spec);
-        run.train(control, lanes, (file, progress))?;
-        let done = run.finish();
-        validation.push(done.validation);
-        steps.push(done.steps);
-        members.push(done.weights);
-    }
+    let samples = Samples::draw(product, series, spec, features, Part::BeforeCut, lanes)?;
+    let until = vec![Until::Best; spec.params().members.len()];
+    let judged = fit_members(product, &samples, spec, &until, control, lanes, (file, &mut *progress))?;
+    let members = judged.iter().map(|done| done.weights.clone()).collect();
     let parts = TrainedParts { name: product.name.clone(), spec: product.forecast.clone(), members, widths: None };
     let plain = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
     let past = after::past_forecasts(&plain, &samples).map_err(network)?;
     let widths = spec.params().calibrate.then(|| after::widths(&past, product.forecast.horizon));
-    let trained = Trained::new(TrainedParts { widths, ..parts }, lanes.clone()).map_err(network)?;
+    let parts = TrainedParts { widths, ..parts };
+    let mut trained = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
+    // Widths and ranks come from the networks that had not seen the held-back end: those that have look too sure of it.
     let templates = after::templates(&trained, &past, &samples);
-    Ok(FittedProduct { trained, templates, series: samples.series().len(), validation, steps })
+    let count = samples.series().len();
+    drop(past);
+    drop(samples);
+    if spec.params().refit {
+        let samples = Samples::draw(product, series, spec, features, Part::Whole, lanes)?;
+        let until: Vec<Until> = judged.iter().map(|done| Until::Step(done.best)).collect();
+        let whole = fit_members(product, &samples, spec, &until, control, lanes, (file, progress))?;
+        let members = whole.into_iter().map(|done| done.weights).collect();
+        trained = Trained::new(TrainedParts { members, ..parts }, lanes.clone()).map_err(network)?;
+    }
+    let validation = judged.iter().map(|done| done.validation).collect();
+    let steps = judged.iter().map(|done| done.steps).collect();
+    Ok(FittedProduct { trained, templates, series: count, validation, steps })
+}
+
+/// Trains every network of a product, each as far as it is told.
+fn fit_members(
+    product: &ProductSpec,
+    samples: &Samples,
+    spec: &TrainSpec,
+    until: &[Until],
+    control: &mut FitControl<'_>,
+    lanes: &Lanes,
+    (file, progress): (&Option<CheckpointFile>, &mut Progress),
+) -> Result<Vec<Done>, TrainError> {
+    let members = spec.params().members.iter().zip(until).enumerate();
+    members
+        .map(|(index, (member, until))| {
+            let mut run = MemberRun::new(product, index, member, samples, spec, *until);
+            run.train(control, lanes, (file, &mut *progress))?;
+            Ok(run.finish())
+        })
+        .collect()
 }

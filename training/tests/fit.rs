@@ -79,6 +79,11 @@ fn run(params: TrainParams, data: &BTreeMap<String, Vec<TrainSeries>>) -> Result
     fit(data, &spec, &mut FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false })
 }
 
+/// The networks of a fit, as bytes.
+fn networks(model: &FittedModel) -> Vec<u8> {
+    bytes(model).0
+}
+
 /// Everything that a fit made, as bytes.
 fn bytes(model: &FittedModel) -> (Vec<u8>, String) {
     let products = model.version_products();
@@ -112,12 +117,14 @@ fn run_until(dir: &Path, stop_after: usize, params: TrainParams) -> Result<Fitte
 fn f2_interrupted_and_resumed_equals_uninterrupted() {
     let whole = bytes(&run(params(), &data()).unwrap());
     let folder = tempfile::tempdir().unwrap();
-    // Stopped within the first network, again within the second, then to the end; with other thread counts.
+    // Stopped within the first network, again within the second and within the first on all values, then to the end;
+    // with other thread counts.
     assert!(matches!(run_until(folder.path(), 23, params()), Err(TrainError::Stopped { step: 23, .. })));
     assert!(matches!(
         run_until(folder.path(), 30, TrainParams { threads: 2, ..params() }),
         Err(TrainError::Stopped { step: 13, .. })
     ));
+    assert!(matches!(run_until(folder.path(), 40, params()), Err(TrainError::Stopped { step: 13, .. })));
     let resumed = run_until(folder.path(), usize::MAX, params()).unwrap();
     assert_eq!(bytes(&resumed), whole);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "a finished fit leaves no checkpoint");
@@ -134,6 +141,24 @@ fn a_checkpoint_of_something_else_is_refused() {
     std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     let damaged = run_until(folder.path(), 8, params());
     assert!(matches!(damaged, Err(TrainError::Checkpoint(CheckpointError::Damaged { .. }))));
+}
+
+#[test]
+fn the_held_back_end_is_learned_from_by_the_second_fit_alone() {
+    let honest = data();
+    let mut moved = honest.clone();
+    for one in moved.get_mut("hourly").unwrap() {
+        // Within the held-back end, a tenth of the 50 usable days.
+        one.series.values[one.usable - 2 * SEASON..one.usable].iter_mut().for_each(|v| *v += 25.0);
+    }
+    // One look alone, after the last step: early stop cannot tell the two histories apart.
+    let once = TrainParams { validate_every: 1000, refit: false, ..params() };
+    assert_eq!(networks(&run(once.clone(), &honest).unwrap()), networks(&run(once.clone(), &moved).unwrap()));
+    let twice = TrainParams { refit: true, ..once.clone() };
+    let (one, other) = (run(twice.clone(), &honest).unwrap(), run(twice, &moved).unwrap());
+    assert_ne!(networks(&one), networks(&other));
+    // Widths and ranks are those of the fit that had not seen the end.
+    assert_eq!(bytes(&one).1, bytes(&run(once, &honest).unwrap()).1);
 }
 
 /// Mean pinball loss over rolling windows in the part that was not usable.
@@ -185,7 +210,7 @@ fn d1_values_past_the_usable_part_change_nothing() {
 
 #[test]
 fn too_little_history_and_divergence_are_told() {
-    let short = BTreeMap::from([("hourly".to_owned(), series(2, 18))]);
+    let short = BTreeMap::from([("hourly".to_owned(), series(2, 14))]);
     let error = run(params(), &short).unwrap_err();
     assert!(matches!(error, TrainError::TooLittleHistory { series: 2, .. }), "{error}");
     assert!(matches!(run(params(), &BTreeMap::new()), Err(TrainError::NoSeries { .. })));

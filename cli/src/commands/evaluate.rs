@@ -7,8 +7,8 @@ use foreshard_domain::{Contender, ContenderRole, EvaluationReport, Fact, Quantil
 use foreshard_model::{ForecastSpec, Forecaster, LastValue, SeasonalNaive};
 use foreshard_report::evaluation_html;
 use foreshard_training::{
-    Entrant, Evaluation, FitControl, FittedModel, ProductSpec, Registry, TrainParams, TrainSeries, evaluate, fit,
-    section,
+    Entrant, Evaluation, FitControl, FittedModel, ProductSpec, Registry, TrainError, TrainParams, TrainSeries,
+    evaluate, fit, section,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -105,7 +105,10 @@ fn subject(
         }
         ModelKind::LastValue => Ok(evaluate(&LastValue::new(task.spec.clone()), None, &task.series, &task.protocol)?),
         ModelKind::Lstm => {
-            let fitted = train(args, settings, task, progress)?;
+            let Some(fitted) = train(args, settings, task, progress)? else {
+                let naive = SeasonalNaive::new(task.spec.clone());
+                return Ok(evaluate(&naive, None, &task.series, &task.protocol)?);
+            };
             let name = &task.protocol.name;
             let forecaster = fitted.forecaster(name).ok_or("the fit left the protocol's product out")?;
             let entrant = Entrant { name: "lstm".to_owned(), forecaster, templates: fitted.templates(name) };
@@ -146,13 +149,14 @@ fn existing(args: &EvaluateArgs, settings: &Settings, number: u64, task: &mut Ta
     Ok(entrant.evaluate(&task.series, &task.protocol)?)
 }
 
-/// Fits once, on what each series has before its own first window (refit = "never").
+/// Fits once, on what each series has before its own first window (refit = "never"). `None` where that is too little to
+/// learn from: then seasonal naive is what forecasts, as it is in service for a product that a version lacks.
 fn train(
     args: &EvaluateArgs,
     settings: &Settings,
     task: &mut Task,
     progress: &mut Progress,
-) -> Result<FittedModel, Failure> {
+) -> Result<Option<FittedModel>, Failure> {
     let product = ProductSpec { name: task.protocol.name.clone(), forecast: task.spec.clone() };
     let seed = args.seed.unwrap_or(settings.train.seed);
     let params = TrainParams {
@@ -177,7 +181,14 @@ fn train(
         progress.set("training", done as f64 / all.max(1) as f64, &format!("loss {:.4}", p.loss));
     };
     let mut control = FitControl { progress: &mut on_step, checkpoint: None, stop: &|| false };
-    Ok(fit(&series, &spec, &mut control)?)
+    match fit(&series, &spec, &mut control) {
+        Ok(fitted) => Ok(Some(fitted)),
+        Err(error @ TrainError::TooLittleHistory { .. }) => {
+            task.facts.push(fact("fallback", format!("seasonal naive, because {error}")));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 type Rival = (ContenderRole, Box<dyn Forecaster>);

@@ -18,6 +18,15 @@ const CHUNKS: usize = 4;
 /// Every so many-th step of the horizon takes part in a batch and in validation.
 const STEP_SHARE: usize = 4;
 
+/// When a network has learned enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// At the best look at the validation stretch.
+    Best,
+    /// After so many steps, without a look.
+    Step(usize),
+}
+
 /// A network while it is trained.
 pub(super) struct MemberRun<'a> {
     product: &'a ProductSpec,
@@ -27,6 +36,7 @@ pub(super) struct MemberRun<'a> {
     spec: &'a TrainSpec,
     architecture: Architecture,
     state: MemberState,
+    until: Until,
 }
 
 /// A network when it is trained.
@@ -34,6 +44,8 @@ pub(super) struct Done {
     pub weights: Weights,
     pub validation: f64,
     pub steps: usize,
+    /// The step whose weights these are.
+    pub best: usize,
 }
 
 impl<'a> MemberRun<'a> {
@@ -43,6 +55,7 @@ impl<'a> MemberRun<'a> {
         member: &'a MemberSpec,
         samples: &'a Samples,
         spec: &'a TrainSpec,
+        until: Until,
     ) -> Self {
         let sizes = Architecture::new(samples.features());
         let architecture = Architecture { encoder: member.encoder, decoder: member.decoder, ..sizes };
@@ -66,11 +79,23 @@ impl<'a> MemberRun<'a> {
             looks_since_best: 0,
             weights,
         };
-        Self { product, index, member, samples, spec, architecture, state }
+        Self { product, index, member, samples, spec, architecture, state, until }
     }
 
     fn key(&self) -> String {
-        format!("{}.{}", self.product.name, self.index)
+        let part = match self.until {
+            Until::Best => "",
+            Until::Step(_) => ".whole",
+        };
+        format!("{}.{}{part}", self.product.name, self.index)
+    }
+
+    /// How many steps are taken at most.
+    fn limit(&self) -> usize {
+        match self.until {
+            Until::Best => self.spec.params().steps,
+            Until::Step(step) => step,
+        }
     }
 
     /// Trains to the last step, an early stop, or the caller's stop.
@@ -90,18 +115,19 @@ impl<'a> MemberRun<'a> {
             progress.members.insert(run.key(), run.state.clone());
             Ok(file.write(progress)?)
         };
-        while self.state.step < params.steps && self.state.looks_since_best < params.patience {
+        let (limit, looks) = (self.limit(), self.until == Until::Best);
+        while self.state.step < limit && self.state.looks_since_best < params.patience {
             if (control.stop)() {
                 save(self)?;
                 return Err(TrainError::Stopped { product: self.product.name.clone(), step: self.state.step });
             }
             let loss = self.step(lanes)?;
-            let look = self.state.step.is_multiple_of(params.validate_every) || self.state.step == params.steps;
-            let validation = if look { Some(self.look(lanes)?) } else { None };
+            let look = self.state.step.is_multiple_of(params.validate_every) || self.state.step == limit;
+            let validation = if look && looks { Some(self.look(lanes)?) } else { None };
             (control.progress)(FitProgress {
                 product: self.product.name.clone(),
-                member: (self.index, params.members.len()),
-                step: (self.state.step, params.steps),
+                member: self.position(),
+                step: (self.state.step, limit),
                 loss,
                 validation,
             });
@@ -110,6 +136,15 @@ impl<'a> MemberRun<'a> {
             }
         }
         save(self)
+    }
+
+    /// Which network this is, counted over both parts of the fit, and of how many.
+    fn position(&self) -> (usize, usize) {
+        let params = self.spec.params();
+        let members = params.members.len();
+        let parts = if params.refit { 2 } else { 1 };
+        let before = if self.until == Until::Best { 0 } else { members };
+        (before + self.index, parts * members)
     }
 
     /// One step: a batch in chunks, gradients summed in order, clipped, applied.
@@ -203,11 +238,16 @@ impl<'a> MemberRun<'a> {
         DropoutMasks { patches, decoder: mask(origins * steps * self.architecture.decoder) }
     }
 
-    /// The best averaged weights.
+    /// The best averaged weights; without a look, the last.
     pub(super) fn finish(self) -> Done {
-        let MemberState { step, average, best, .. } = self.state;
+        let MemberState { step, average, best, looks_since_best, .. } = self.state;
+        let every = self.spec.params().validate_every.max(1);
+        let best_step = match looks_since_best {
+            0 => step,
+            since => step.div_ceil(every).saturating_sub(since) * every,
+        };
         let (validation, values) = best.unwrap_or((f64::NAN, average.values));
-        Done { weights: Weights { architecture: self.architecture, values }, validation, steps: step }
+        Done { weights: Weights { architecture: self.architecture, values }, validation, steps: step, best: best_step }
     }
 }
 

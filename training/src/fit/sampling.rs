@@ -14,8 +14,21 @@ const MOST_ROWS: usize = 500_000;
 const MOST_VALIDATION: usize = 512;
 /// Targets lie within so many scales; beyond it a single burst would steer the weights.
 const MOST_TARGET: f32 = 50.0;
+/// The first origin has at least so many horizons before it, within these bounds in seasons: the next hours can be learned
+/// from days whose weeks are not known yet, the next day cannot.
+const HORIZONS_BEFORE: usize = 7;
+const SEASONS_BEFORE: (usize, usize) = (3, MIN_HISTORY_DAYS);
 /// Bounds of the weight of a sample.
 const WEIGHTS: (f32, f32) = (0.2, 5.0);
+
+/// How much of the history a fit may learn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// What lies before the cut; the rest judges and calibrates.
+    BeforeCut,
+    /// All of it; nothing is left to judge by.
+    Whole,
+}
 
 /// One series made ready.
 #[derive(Debug)]
@@ -61,16 +74,17 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
-    /// Draws origins: equally many for each series, uniformly over its time before the cut.
+    /// Draws origins: equally many for each series, uniformly over its time before the cut or up to its end.
     pub(crate) fn draw(
         product: &ProductSpec,
         series: &[TrainSeries],
         spec: &TrainSpec,
         features: Features,
+        part: Part,
         lanes: &Lanes,
     ) -> Result<Self, TrainError> {
         let usable: Vec<&TrainSeries> = series.iter().filter(|s| s.series.step == product.forecast.step).collect();
-        let ready = lanes.map(&usable, |_, s| Ready::new(s, &features, spec.params().validation_share));
+        let ready = lanes.map(&usable, |_, s| Ready::new(s, &features, spec.params().validation_share, part));
         let ready: Vec<Ready> = ready.into_iter().flatten().collect();
         let mut rng = ChaCha8Rng::seed_from_u64(spec.params().seed);
         let most = spec.params().origins.min((MOST_ROWS / features.horizon.max(1)).max(1));
@@ -88,7 +102,7 @@ impl Samples {
         }
         if train.is_empty() {
             let day = features.season.max(1);
-            let days = MIN_HISTORY_DAYS + (4 * features.horizon).div_ceil(day);
+            let days = (least_context(&features) + 4 * features.horizon).div_ceil(day);
             return Err(TrainError::TooLittleHistory { product: product.name.clone(), series: series.len(), days });
         }
         let table = |chosen: &[(usize, usize)]| Table::new(features, &ready, chosen, lanes);
@@ -112,20 +126,28 @@ impl Samples {
     }
 }
 
+/// Fewest values before an origin that is learned from.
+fn least_context(features: &Features) -> usize {
+    let (fewest, most) = SEASONS_BEFORE;
+    (features.horizon * HORIZONS_BEFORE).clamp(features.season * fewest, features.season * most)
+}
+
 impl Ready {
     /// `None` if the series is too short or too empty.
-    fn new(series: &TrainSeries, features: &Features, validation_share: f64) -> Option<Self> {
+    fn new(series: &TrainSeries, features: &Features, validation_share: f64, part: Part) -> Option<Self> {
         let raw = series.series.window_up_to(series.usable).to_vec();
         let (n, horizon) = (raw.len(), features.horizon);
         let held_back = ((n as f64 * validation_share) as usize).max(2 * horizon).min(n / 4);
         let cut = n - held_back;
-        let least = features.season * MIN_HISTORY_DAYS;
+        let least = least_context(features);
         // Long series leave out their first weeks, whose features would have to be extended backwards.
-        let first = (n / 3).clamp(least, least * 2);
+        let first = (n / 3).clamp(least, features.season * 2 * MIN_HISTORY_DAYS);
         let observed = raw.iter().filter(|v| v.is_finite()).count();
         if held_back < horizon || cut < first + horizon || observed * 2 < n {
             return None;
         }
+        // The same series take part whatever the part, so that what was found before the cut holds for the whole.
+        let cut = if part == Part::Whole { n } else { cut };
         let filled = Filled::new(&raw, features.season);
         Some(Self {
             shard: series.shard.clone(),
@@ -206,4 +228,20 @@ fn weights(table: &FeatureTable, chosen: &[(&Ready, usize)]) -> Vec<f32> {
         from += same.max(1);
     }
     weights
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use foreshard_domain::Product;
+    use foreshard_model::ForecastSpec;
+
+    #[test]
+    fn near_horizons_are_learned_from_less_context() {
+        let days = |product| {
+            let features = Features::new(&ForecastSpec::of_product(product));
+            least_context(&features) as f64 / features.season as f64
+        };
+        assert_eq!((days(Product::NextHours), days(Product::NextDay)), (3.0, 7.0));
+    }
 }

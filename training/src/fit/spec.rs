@@ -92,6 +92,9 @@ pub struct TrainParams {
     pub patience: usize,
     /// Whether widths are corrected after training.
     pub calibrate: bool,
+    /// Whether the networks that answer are fitted anew on all values, the held-back end with them, for the steps that
+    /// served best before it; what is held back is otherwise never learned from, and it is the newest there is.
+    pub refit: bool,
     /// Worker threads; 0 means one for each core. No result depends on it.
     pub threads: usize,
     /// A version whose networks are the start, where names and sizes agree.
@@ -117,6 +120,7 @@ impl Default for TrainParams {
             validate_every: 50,
             patience: 5,
             calibrate: true,
+            refit: true,
             threads: 0,
             warm_start: None,
         }
