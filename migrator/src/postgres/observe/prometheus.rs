@@ -1,8 +1,8 @@
 //! What machines elsewhere take, as Prometheus tells.
 //!
 //! Prometheus counts what it has scraped, every 15 seconds or so; between two looks that are closer the counter of CPU time
-//! would stand still or leap. So the mean of busy cores over the last minute is asked for, and a count made of it here: what
-//! is told of a moment lags by half a minute, and sums up.
+//! would stand still or leap. So the mean of busy cores over the last two minutes is asked for, and a count made of it here:
+//! what is told of a moment lags by a minute, and sums up.
 
 use async_trait::async_trait;
 use foreshard_domain::NodeId;
@@ -17,6 +17,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -27,6 +28,9 @@ use crate::postgres::settings::{INSTANCE, PrometheusSettings, PrometheusUrl};
 
 /// One number has a hundred bytes; what is a thousand times as long is not read to its end.
 const MOST_BYTES: usize = 128 << 10;
+
+/// Longer than this no answer is waited for, whatever the settings say: the look at the server has a limit of its own.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Why Prometheus did not tell.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +53,9 @@ enum Untold {
         #[source]
         source: serde_json::Error,
     },
-    #[error("{0} series match where one is needed: is the instance right, and does the query sum up?")]
+    #[error(
+        "{0} series match where one is needed: is the instance right, does the query sum up, and does its range hold two scrapes?"
+    )]
     Series(usize),
     #[error("its answer is {0:?}, no number that it can be")]
     Number(String),
@@ -103,7 +109,7 @@ impl Prometheus {
 
     /// The one number that a query has for an answer; with the query if there is none.
     async fn ask(&self, query: String) -> Result<f64, (String, Untold)> {
-        let answer = tokio::time::timeout(self.settings.timeout, self.get(&query)).await;
+        let answer = tokio::time::timeout(self.settings.timeout.min(LONGEST), self.get(&query)).await;
         let number = match answer {
             Ok(Ok((status, body))) => number(status, &body),
             Ok(Err(error)) => Err(error),

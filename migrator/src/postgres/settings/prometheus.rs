@@ -22,7 +22,7 @@ pub struct PrometheusSettings {
     /// What Prometheus calls the machine of a node (label `instance`). Of nodes that are not listed, CPU and memory are known only
     /// if their server runs on this machine.
     pub instances: BTreeMap<NodeId, String>,
-    /// How long an answer may take.
+    /// How long an answer may take; five seconds at most, so that what the server itself tells is not lost with it.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
     /// Cores that were busy of late, as a mean.
@@ -43,9 +43,10 @@ impl Default for PrometheusSettings {
             url: None,
             instances: BTreeMap::new(),
             timeout: Duration::from_secs(2),
-            // A minute has four scrapes at the usual pace. Time that a hypervisor gave to others is no load of this machine.
+            // A rate takes two scrapes, which may be a minute apart. Time that a hypervisor gave to others is no load of this
+            // machine.
             busy_cores: format!(
-                r#"sum(rate(node_cpu_seconds_total{{instance="{INSTANCE}",mode!~"idle|iowait|steal"}}[1m]))"#
+                r#"sum(rate(node_cpu_seconds_total{{instance="{INSTANCE}",mode!~"idle|iowait|steal"}}[2m]))"#
             ),
             cores: format!(r#"count(node_cpu_seconds_total{{instance="{INSTANCE}",mode="idle"}})"#),
             used_memory: format!("{memory} - {}", of_instance("node_memory_MemAvailable_bytes")),

@@ -2,7 +2,6 @@ use super::*;
 use crate::postgres::settings::PrometheusUrl;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
