@@ -80,6 +80,9 @@ pub(crate) struct SnapshotCopy {
     piece_bytes: u64,
     pace: Arc<Pace>,
     work: Mutex<Work>,
+    /// How many have read rows.
+    #[cfg(test)]
+    statements: std::sync::atomic::AtomicUsize,
 }
 
 #[derive(Default)]
@@ -124,6 +127,8 @@ impl SnapshotCopy {
             pace: Arc::new(Pace::new(settings.copy_bytes_per_s)),
             snapshot: Mutex::new(snapshot),
             work: Mutex::default(),
+            #[cfg(test)]
+            statements: std::sync::atomic::AtomicUsize::new(0),
             between,
             name,
             at,

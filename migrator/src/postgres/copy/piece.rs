@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use std::pin::{Pin, pin};
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_postgres::{CopyInSink, Error};
 
 use super::plan::{Piece, Planned};
@@ -15,15 +16,17 @@ use crate::postgres::session::{Session, literal};
 /// Bytes passed on at once. Each side holds a few of them, however large the piece or a value is.
 const CHUNK: usize = 64 << 10;
 
-/// What one statement reads, in seconds of the pace, and at least.
+/// What one statement reads, in seconds of the pace and in times that it takes to be opened, and at least.
 const STEP_S: f64 = 0.01;
+const STEP_OPENINGS: f64 = 2.0;
 pub(super) const LEAST_STEP: u64 = 128 << 10;
 
 /// How long either side may neither give nor take a row: a link that hangs must not hang the move.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// How long a table may be locked by somebody else, on either side.
-const READER: &str = "SET lock_timeout = '5s'";
+/// How long a table may be locked by somebody else, on either side. Thousands of ranges as statements of their own would push
+/// those of clients out of `pg_stat_statements`; where that is not loaded, its setting is a name like any other.
+const READER: &str = "SET lock_timeout = '5s'; SET pg_stat_statements.track = 'none'";
 /// No trigger and no foreign key; durable at the end, not with each piece.
 const WRITER: &str = "SET session_replication_role = replica; SET synchronous_commit = off; SET lock_timeout = '10s'";
 
@@ -121,7 +124,8 @@ impl Pair {
     }
 
     /// Passes rows on, a step after the other: a server sends ahead as much as the sockets between hold, which is megabytes, and
-    /// while it makes them its clients wait for the processor. So no more is asked for than the pace lets through soon.
+    /// while it makes them its clients wait for the processor. So no more is asked for than the pace lets through soon, as far as
+    /// pages allow: a step is at least one, with the large values beside it.
     async fn pipe(
         &self,
         copy: &SnapshotCopy,
@@ -137,13 +141,18 @@ impl Pair {
         let chunk = copy.pace.get().map_or(CHUNK, |rate| (rate as usize / 4).clamp(1 << 10, CHUNK));
         let mut splice = Splice::new(table.is_binary, chunk);
         let odd = |what: &str| BackendError::Bug { what: format!("{reading}: {what}") };
-        let (mut left, mut bytes) = (Some(*piece), 0);
+        let (mut left, mut bytes, mut opened_in) = (Some(*piece), 0, None::<Duration>);
         while let Some(rest) = left {
-            let step = copy.pace.get().map_or(u64::MAX, |rate| ((rate * STEP_S) as u64).max(LEAST_STEP));
-            let (step, after) = rest.step(table.pages_of(step));
+            let (step, after) = rest.step(table.pages_of(step_bytes(copy.pace.get(), opened_in)));
             left = after;
             let out = table.copy_out(&step, encoding);
+            let began = Instant::now();
             let mut source = pin!(moving(&self.reader, &reading, self.reader.client().copy_out(&out)).await?);
+            let took = began.elapsed();
+            // The quickest is the way there and back; what is above it, the server's own work.
+            opened_in = Some(opened_in.map_or(took, |quickest| quickest.min(took)));
+            #[cfg(test)]
+            copy.statements.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             while let Some(row) = moving(&self.reader, &reading, async { source.next().await.transpose() }).await? {
                 if let Some(ready) = splice.take(&row).map_err(odd)? {
                     bytes += self.pass(copy, target.as_mut(), ready, &writing).await?;
@@ -171,6 +180,13 @@ impl Pair {
     }
 }
 
+/// Bytes that the next statement is to read, at a pace and when opening one takes so long: a link on which that is long
+/// must not stand idle in between.
+fn step_bytes(rate: Option<f64>, opened_in: Option<Duration>) -> u64 {
+    let openings = opened_in.map_or(0.0, |opened_in| opened_in.as_secs_f64() * STEP_OPENINGS);
+    rate.map_or(u64::MAX, |rate| ((rate * STEP_S.max(openings)) as u64).max(LEAST_STEP))
+}
+
 /// Waits for a side of the copy, but not for ever.
 async fn moving<T>(
     side: &Session,
@@ -183,5 +199,21 @@ async fn moving<T>(
             let source = format!("node {} has not answered for {} s", side.node(), STALLED.as_secs()).into();
             Err(BackendError::Transient { doing: doing.to_owned(), source })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_short_on_a_near_link_and_fills_a_far_one() {
+        let far = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(step_bytes(None, far(1)), u64::MAX);
+        assert_eq!(step_bytes(Some(f64::INFINITY), None), u64::MAX);
+        assert_eq!(step_bytes(Some(1e6), far(1)), LEAST_STEP);
+        assert_eq!(step_bytes(Some(100e6), None), 1_000_000);
+        assert_eq!(step_bytes(Some(100e6), far(2)), 1_000_000);
+        assert_eq!(step_bytes(Some(12e6), far(60)), 1_440_000);
     }
 }

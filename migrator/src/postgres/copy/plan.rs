@@ -190,11 +190,25 @@ mod tests {
         }
 
         #[test]
+        fn steps_join_whether_a_piece_was_tried_or_not(
+            from in 0u32..100, length in 1u32..100, at in 1u32..40, is_tried: bool, has_end: bool,
+        ) {
+            let piece = Piece { table: 0, from, to: has_end.then_some(from + length), is_tried };
+            let (mut left, mut next) = (Some(piece), Some(from));
+            while let Some(rest) = left {
+                let (step, after) = rest.step(at);
+                prop_assert_eq!(Some(step.from), next);
+                prop_assert!(step.to.is_none_or(|to| to > step.from && to - step.from <= at));
+                (next, left) = (step.to, after);
+            }
+            prop_assert_eq!(next, piece.to);
+        }
+
+        #[test]
         fn a_split_piece_is_whole(from in 0u32..100, length in 1u32..100, at in 1u32..200) {
             let piece = Piece { table: 0, from, to: Some(from + length), is_tried: false };
             let tried = Piece { is_tried: true, ..piece };
             prop_assert_eq!(tried.split(at), (tried, None));
-            prop_assert_eq!(tried.step(at).0.to, piece.step(at).0.to);
             let (first, rest) = piece.split(at);
             prop_assert_eq!(first.from, from);
             match rest {

@@ -250,6 +250,8 @@ async fn a_piece_that_is_read_by_several_statements_is_whole_in_either_format() 
         assert_eq!(big.is_binary, is_binary);
         assert!(big.bytes > 24 * super::piece::LEAST_STEP, "{big:?}");
         finish(&copy).await;
+        let statements = copy.statements.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(statements > 20, "the whole table was read by {statements} statements");
         assert_eq!(Shard::rows(&shard.target).await, Shard::rows(&shard.source).await, "{column}");
     }
 }

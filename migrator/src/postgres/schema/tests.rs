@@ -86,6 +86,10 @@ async fn a_nasty_database_arrives_as_it_was() {
     create_database(&source, &target_server, &names).await.unwrap();
     let another = Names::new(&MigrationId::new("another").unwrap());
     assert!(matches!(create_database(&source, &target_server, &another).await, Err(Permanent { .. })));
+    let flows = "SELECT FROM pg_db_role_setting, unnest(setconfig) s JOIN pg_database d ON d.datname = current_database() \
+                 WHERE setdatabase = d.oid AND s = 'backend_flush_after=512kB'";
+    let while_filled = pair.on_target(shard).await.texts("looking", flows).await.unwrap();
+    assert_eq!(while_filled.len(), 1, "what is written while it is filled flows to the disk");
     shut_to_others(&pair, shard).await;
 
     let settings = PostgresSettings { copy_piece_bytes: 1 << 16, ..PostgresSettings::default() };

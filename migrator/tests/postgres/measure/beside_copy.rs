@@ -66,6 +66,10 @@ async fn latency_of_clients_beside_a_copy() {
     cluster.settings.copy_bytes_per_s = (rate > 0).then(|| f64::from(rate) * 1e6);
     create_tables(&cluster.source.app_address(SHOP), CheckerOptions::default().accounts).await;
     bench::fill(&cluster.source, SHOP, megabytes).await;
+    // A server in service writes over old files of its log; a new one fills each file with zeros first. The source has been filled.
+    let written =
+        "SELECT count(pg_logical_emit_message(false, 'foreshard', repeat('x', 1000000))) FROM generate_series(1, 600)";
+    cluster.target.sql("postgres", written).await;
     for server in [&cluster.source, &cluster.target] {
         server.sql("postgres", "CHECKPOINT").await;
     }
