@@ -216,3 +216,35 @@ async fn what_the_checks_refuse_is_a_no() {
     let several = run(here, &["migrate", "start", "twice", "--to", "two"], 2);
     assert!(String::from_utf8_lossy(&several.stderr).contains("one, two"), "which one owns it is not guessed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_watchdog_releases_clients_that_a_dead_process_left_waiting() {
+    let cluster = Cluster::start().await;
+    let here = cluster.here();
+    let looked = run(here, &["migrate", "watchdog", "--once"], 0);
+    assert_eq!(String::from_utf8_lossy(&looked.stdout), "no pooler waits for a fence that has run out\n");
+
+    let watchdog =
+        foreshard(here).args(["migrate", "watchdog"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    cluster.pooler.pause(SHOP).await;
+    // A client waits for the pooler, and is served in the end.
+    assert_eq!(tokio::time::timeout(Duration::from_secs(30), cluster.count()).await.expect("released"), ROWS);
+    let ended = signal(watchdog, Signal::INT);
+    let words = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{words}");
+    assert!(words.contains(SHOP) && words.contains("resumed"), "it says what it did: {words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_ends_without_a_source_that_is_gone_for_good() {
+    let mut cluster = Cluster::start().await;
+    let moved = json(cluster.here(), &["migrate", "start", SHOP, "--to", "two"], 0);
+    let id = moved["migration"]["id"].as_str().unwrap();
+    cluster.one.kill9();
+    let wrong = run(cluster.here(), &["migrate", "finish", id, "--lost-node", "two"], 2);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("two"), "the owner is never given up");
+    assert_eq!(state(&json(cluster.here(), &["migrate", "finish", id, "--lost-node", "one"], 0)), "done");
+    assert_eq!((cluster.routed_to().await, cluster.count().await), (cluster.two.port(), ROWS));
+    let map = json(cluster.here(), &["migrate", "ring"], 0);
+    assert_eq!((&map["shards"][0]["node"], &map["shards"][0]["epoch"]), (&"two".into(), &2.into()), "{map}");
+}

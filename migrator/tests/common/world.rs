@@ -12,7 +12,7 @@ use foreshard_migrator::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::common::node;
+use crate::common::node;
 
 /// How long the source's data is kept in these tests, model milliseconds.
 pub const RETENTION_MS: i64 = 1_000_000;
@@ -372,7 +372,7 @@ impl Backend for World {
     }
 
     async fn route(&self, shard: &ShardId, owner: &NodeId, epoch: Epoch) -> Result<(), BackendError> {
-        assert_eq!(*shard, super::common::shard(0));
+        assert_eq!(*shard, crate::common::shard(0));
         let kept_until = self.clock.model().plus_ms(RETENTION_MS);
         let mut inner = self.enter();
         inner.route = Some((owner.clone(), epoch));

@@ -18,7 +18,7 @@ use crate::harness::debris::debris;
 use crate::harness::pooler::Pooler;
 use crate::harness::server::{PgServer, ServerOptions};
 
-#[path = "../backends/contract.rs"]
+#[path = "../backends/contract/mod.rs"]
 #[allow(dead_code, reason = "clauses that do not apply here")]
 mod clauses;
 use clauses::{Bench, Rows, node};

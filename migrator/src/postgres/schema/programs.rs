@@ -5,13 +5,14 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 use crate::BackendError;
+use super::database::WRITES_FLOW;
 use crate::postgres::session::Place;
 
 /// Outranks what the server, the database or the role sets, for sessions of programs.
 ///
 /// The role `replica` keeps the application's event triggers quiet when a restore is repeated.
 const OPTIONS: &str = "-c default_transaction_read_only=off -c role=none -c session_replication_role=replica \
-    -c lc_messages=C -c idle_session_timeout=0 -c backend_flush_after=512kB";
+    -c lc_messages=C -c idle_session_timeout=0";
 
 /// What a server says when the same may work later.
 const PASSES: &[&str] = &[
@@ -84,7 +85,7 @@ impl Programs {
         command
             .env("PGPASSWORD", &place.login.password)
             .env("PGAPPNAME", application)
-            .env("PGOPTIONS", OPTIONS)
+            .env("PGOPTIONS", format!("{OPTIONS} -c {}={}", WRITES_FLOW.0, WRITES_FLOW.1))
             .env("PGCONNECT_TIMEOUT", "5")
             .args(["--no-password", "--host", &place.address.host])
             .args(["--port", &place.address.port.to_string(), "--username", &place.login.user])
