@@ -16,7 +16,7 @@ pub use spec::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use foreshard_domain::QuantileForecast;
+use foreshard_domain::{Metric, QuantileForecast, ShardId};
 use foreshard_model::{
     Context, Features, Forecaster, Lanes, LanesError, NetworkError, RankTemplates, Trained, TrainedParts,
     VersionProduct, any_step,
@@ -46,6 +46,15 @@ pub enum TrainError {
     NoSeries {
         /// Which product.
         product: String,
+    },
+    /// The values of a series are so large that their mean or deviation is no number.
+    #[error(
+        "{} of {} has values too large to be scaled (their sums leave single precision); mend the rows of that shard or \
+         leave it out", .series.1, .series.0
+    )]
+    TooLarge {
+        /// Whose series, and of what.
+        series: Box<(ShardId, Metric)>,
     },
     /// A loss or a weight stopped being a number.
     #[error(

@@ -209,19 +209,16 @@ fn d1_values_past_the_usable_part_change_nothing() {
 }
 
 #[test]
-fn too_little_history_and_divergence_are_told() {
+fn too_little_history_and_what_cannot_be_scaled_are_told() {
     let short = BTreeMap::from([("hourly".to_owned(), series(2, 14))]);
     let error = run(params(), &short).unwrap_err();
     assert!(matches!(error, TrainError::TooLittleHistory { series: 2, .. }), "{error}");
     assert!(matches!(run(params(), &BTreeMap::new()), Err(TrainError::NoSeries { .. })));
-    // Values whose sums overflow make the loss no number; training stops at once and names the step.
+    // Values whose sums overflow have no scale; the series is named.
     let mut wild = data();
-    for one in wild.get_mut("hourly").unwrap() {
-        one.series.values.iter_mut().for_each(|v| *v *= 8e36);
-    }
+    wild.get_mut("hourly").unwrap()[2].series.values.iter_mut().for_each(|v| *v *= 8e36);
     let error = run(params(), &wild).unwrap_err();
-    assert!(matches!(error, TrainError::NotFinite { step: 0, .. }), "{error}");
-    assert!(error.to_string().contains("at step 0"), "{error}");
+    assert!(matches!(&error, TrainError::TooLarge { series } if series.0.as_str() == "s2"), "{error}");
 }
 
 #[test]
@@ -262,4 +259,15 @@ fn a_version_is_a_warm_start() {
     };
     let (warm, cold) = (first(Some(Arc::new(version))), first(None));
     assert!(warm < 0.9 * cold, "warm {warm}, cold {cold}");
+
+    // A start that cannot be computed with: training stops at once and names the step.
+    let mut products = model.version_products();
+    for weights in products.iter_mut().flat_map(|p| &mut p.trained.members) {
+        weights.values.iter_mut().for_each(|w| *w *= 1e37);
+    }
+    write_version(&folder.path().join("2"), &VersionParts { number: 2, products, ..parts }).unwrap();
+    let version = Version::load(&folder.path().join("2")).unwrap();
+    let error = run(TrainParams { warm_start: Some(Arc::new(version)), ..params() }, &data).unwrap_err();
+    assert!(matches!(error, TrainError::NotFinite { step: 0, .. }), "{error}");
+    assert!(error.to_string().contains("at step 0"), "{error}");
 }

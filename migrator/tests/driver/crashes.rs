@@ -1,7 +1,6 @@
 //! A failure or a crash at every call and every commit.
 
-use foreshard_domain::OutcomeResult;
-use foreshard_migrator::{BackendError, DriverError, FaultyStore, StateStore as _, StoreFault, outcome};
+use foreshard_migrator::{BackendError, DriverError, FaultyStore, StateStore as _, StoreFault};
 use std::sync::Arc;
 
 use crate::faulty_backend::{CallFault, FaultyBackend};

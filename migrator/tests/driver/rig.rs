@@ -12,8 +12,6 @@ use crate::common::{mv, node, plan, shard};
 use crate::faulty_backend::FaultyBackend;
 use crate::world::{RETENTION_MS, World, check_owner};
 
-use world::{RETENTION_MS, World, check_owner};
-
 pub const FENCE_LIMIT_MS: i64 = 1_000;
 
 pub fn config() -> DriverConfig {

@@ -4,7 +4,7 @@ use foreshard_domain::{Epoch, OutcomeResult, Owner};
 use foreshard_migrator::{DriverError, MigrationState, StateStore as _, outcome};
 use std::sync::Arc;
 
-use crate::common::{node, shard};
+use crate::common::node;
 use crate::faulty_backend::{CallFault, FaultyBackend};
 use crate::rig::{FENCE_LIMIT_MS, Goal, Rig, end, pursue};
 
@@ -126,7 +126,7 @@ async fn m4_a_sealed_source_without_a_proof_is_for_a_person_to_look_at() {
     faulty.at_proof(
         1,
         Box::new(move || {
-            world.look().copy(&node(0)).unwrap().mode = world::Mode::Sealed;
+            world.look().copy(&node(0)).unwrap().mode = crate::world::Mode::Sealed;
             Box::pin(async {})
         }),
     );

@@ -105,8 +105,11 @@ impl Samples {
             let days = (least_context(&features) + 4 * features.horizon).div_ceil(day);
             return Err(TrainError::TooLittleHistory { product: product.name.clone(), series: series.len(), days });
         }
-        let table = |chosen: &[(usize, usize)]| Table::new(features, &ready, chosen, lanes);
-        let (train, validation) = (table(&train), table(&validation));
+        let table = |chosen: &[(usize, usize)]| {
+            Table::new(features, &ready, chosen, lanes)
+                .map_err(|one| TrainError::TooLarge { series: Box::new((one.shard.clone(), one.metric)) })
+        };
+        let (train, validation) = (table(&train)?, table(&validation)?);
         Ok(Self { features, series: ready, train, validation })
     }
 
@@ -177,7 +180,13 @@ impl Ready {
 }
 
 impl Table {
-    fn new(features: Features, series: &[Ready], chosen: &[(usize, usize)], lanes: &Lanes) -> Self {
+    /// The first series whose values cannot be scaled, if there is one.
+    fn new<'a>(
+        features: Features,
+        series: &'a [Ready],
+        chosen: &[(usize, usize)],
+        lanes: &Lanes,
+    ) -> Result<Self, &'a Ready> {
         let known = |(i, o): &(usize, usize)| Some((series.get(*i)?, *o));
         let chosen: Vec<(&Ready, usize)> = chosen.iter().filter_map(known).collect();
         let origins: Vec<_> = chosen.iter().map(|(s, o)| (&s.filled, *o, s.time_of(*o, &features))).collect();
@@ -185,11 +194,14 @@ impl Table {
         let mut targets = Vec::with_capacity(chosen.len() * features.horizon);
         for (row, (one, origin)) in chosen.iter().enumerate() {
             let (loc, scale) = table.scaling(row);
+            if !(loc.is_finite() && scale.is_finite()) {
+                return Err(one);
+            }
             let z = one.truth(*origin, features.horizon).iter().map(|x| (x - loc) / scale);
             targets.extend(z.map(|z| if z.is_finite() { z.clamp(-MOST_TARGET, MOST_TARGET) } else { f32::NAN }));
         }
         let weights = weights(&table, &chosen);
-        Self { features: table, targets, weights, horizon: features.horizon }
+        Ok(Self { features: table, targets, weights, horizon: features.horizon })
     }
 
     /// How many origins.

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Command;
 
-use crate::BackendError;
 use super::database::WRITES_FLOW;
+use crate::BackendError;
 use crate::postgres::session::Place;
 
 /// Outranks what the server, the database or the role sets, for sessions of programs.

@@ -1,8 +1,8 @@
 //! What every backend must keep to, whatever it moves shards on.
 
 use async_trait::async_trait;
-use foreshard_domain::{Clock as _, Consistency, Epoch, ManualClock, MigrationId, NodeId, RealTime, ShardId};
-use foreshard_migrator::{Backend, BackendError, Left, MoveSpec, Position, Proof, SourceState, Verification, Way};
+use foreshard_domain::{Consistency, Epoch, ManualClock, MigrationId, NodeId, RealTime, ShardId};
+use foreshard_migrator::{Backend, BackendError, Left, MoveSpec, Position, Proof, Verification, Way};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
