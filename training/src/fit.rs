@@ -49,8 +49,8 @@ pub enum TrainError {
     },
     /// The values of a series are so large that their mean or deviation is no number.
     #[error(
-        "{} of {} has values too large to be scaled (their sums leave single precision); mend the rows of that shard or \
-         leave it out", .series.1, .series.0
+        "{} of {} has values too large to be scaled (their sums leave single precision); mend its rows or \
+         remove them", .series.1, .series.0
     )]
     TooLarge {
         /// Whose series, and of what.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use foreshard_datasets::{Bounds, GridSeries};
 use foreshard_domain::{Metric, QuantileLevels, ShardId, Step, Timestamp};
 use foreshard_model::{
-    Context, ForecastSpec, Forecaster, SeasonalNaive, Version, VersionParts, weights_bytes, write_version,
+    Context, ForecastSpec, Forecaster, SeasonalNaive, Version, VersionParts, VersionProduct, weights_bytes,
+    write_version,
 };
 use foreshard_training::{
     CheckpointError, CheckpointPolicy, FitControl, FittedModel, MemberSpec, ProductSpec, TrainError, TrainParams,
@@ -221,15 +222,11 @@ fn too_little_history_and_what_cannot_be_scaled_are_told() {
     assert!(matches!(&error, TrainError::TooLarge { series } if series.0.as_str() == "s2"), "{error}");
 }
 
-#[test]
-fn a_version_is_a_warm_start() {
-    let data = data();
-    let model = run(params(), &data).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let parts = VersionParts {
+fn version_parts(products: Vec<VersionProduct>) -> VersionParts {
+    VersionParts {
         model: "m".into(),
         number: 1,
-        products: model.version_products(),
+        products,
         metrics: vec![Metric::CpuUtil],
         trained_from: Timestamp::from_ms(0),
         trained_until: Timestamp::from_ms(1),
@@ -239,8 +236,15 @@ fn a_version_is_a_warm_start() {
         report_json: String::new(),
         report_html: String::new(),
         card_md: String::new(),
-    };
-    write_version(&folder.path().join("1"), &parts).unwrap();
+    }
+}
+
+#[test]
+fn a_version_is_a_warm_start() {
+    let data = data();
+    let model = run(params(), &data).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    write_version(&folder.path().join("1"), &version_parts(model.version_products())).unwrap();
     let version = Version::load(&folder.path().join("1")).unwrap();
     let own = score(model.forecaster("hourly").unwrap(), &data["hourly"]);
     let loaded = score(version.forecaster("hourly").unwrap(), &data["hourly"]);
@@ -259,14 +263,18 @@ fn a_version_is_a_warm_start() {
     };
     let (warm, cold) = (first(Some(Arc::new(version))), first(None));
     assert!(warm < 0.9 * cold, "warm {warm}, cold {cold}");
+}
 
-    // A start that cannot be computed with: training stops at once and names the step.
-    let mut products = model.version_products();
+#[test]
+fn a_start_that_cannot_be_computed_with_is_told_at_once() {
+    let data = data();
+    let mut products = run(TrainParams { steps: 10, ..params() }, &data).unwrap().version_products();
     for weights in products.iter_mut().flat_map(|p| &mut p.trained.members) {
         weights.values.iter_mut().for_each(|w| *w *= 1e37);
     }
-    write_version(&folder.path().join("2"), &VersionParts { number: 2, products, ..parts }).unwrap();
-    let version = Version::load(&folder.path().join("2")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    write_version(&folder.path().join("1"), &version_parts(products)).unwrap();
+    let version = Version::load(&folder.path().join("1")).unwrap();
     let error = run(TrainParams { warm_start: Some(Arc::new(version)), ..params() }, &data).unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { step: 0, .. }), "{error}");
     assert!(error.to_string().contains("at step 0"), "{error}");

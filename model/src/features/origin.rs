@@ -37,6 +37,11 @@ pub(super) struct Scratch {
     sort: Vec<f32>,
 }
 
+/// Stands for a scale that is no number, as squares of values from about 2e19 on make it.
+pub(super) fn most_scale() -> f32 {
+    f32::MAX.sqrt()
+}
+
 impl Features {
     /// Half width of the smoothing around a slot: about half an hour in steps of five minutes.
     fn half(&self) -> usize {
@@ -69,7 +74,7 @@ impl Features {
         let last = |n: usize| context.get(context.len().saturating_sub(n)..).unwrap_or(&[]);
         let (week, all) = (last(self.season * 7), last(self.reach()));
         let scale = deviation(week) + 0.05 * deviation(all) + 0.001 * mean_abs(all) + LEAST_SCALE;
-        (mean(week), if scale.is_finite() { scale } else { f32::MAX.sqrt() })
+        (mean(week), if scale.is_finite() { scale } else { most_scale() })
     }
 
     /// The last 28 seasons of the context; what is missing before its start repeats its first week, else its first day.

@@ -2,7 +2,7 @@
 
 use foreshard_domain::Timestamp;
 
-use super::origin::{OriginFeatures, STEP_ROW, Scratch};
+use super::origin::{OriginFeatures, STEP_ROW, Scratch, most_scale};
 use super::{ANCHORS, Features, ORIGIN_ANCHORS, ORIGIN_INPUTS, ORIGIN_QUANTILES, PATCHES};
 use super::{ORIGIN_SPREADS, SPREADS, STEP_ANCHORS, STEP_INPUTS, STEP_SPREADS};
 use crate::{Batch, Filled, Lanes};
@@ -53,6 +53,12 @@ impl FeatureTable {
     /// Centre and scale of an origin: x = z * scale + centre. (0, 1) past the end.
     pub fn scaling(&self, origin: usize) -> (f32, f32) {
         self.rows.get(origin).map_or((0.0, 1.0), |row| (row.loc, row.scale))
+    }
+
+    /// Whether mean and deviation of the values before an origin are numbers; where they are not, its scale is made up.
+    pub fn can_be_scaled(&self, origin: usize) -> bool {
+        let (loc, scale) = self.scaling(origin);
+        loc.is_finite() && scale < most_scale()
     }
 
     /// The inputs of `origins` at `steps`, in that order; origins for which `hide` is true show no quantiles.

@@ -180,7 +180,7 @@ impl Ready {
 }
 
 impl Table {
-    /// The first series whose values cannot be scaled, if there is one.
+    /// Features, targets and weights of the chosen (series, origin) pairs; or the first series whose values cannot be scaled.
     fn new<'a>(
         features: Features,
         series: &'a [Ready],
@@ -194,7 +194,7 @@ impl Table {
         let mut targets = Vec::with_capacity(chosen.len() * features.horizon);
         for (row, (one, origin)) in chosen.iter().enumerate() {
             let (loc, scale) = table.scaling(row);
-            if !(loc.is_finite() && scale.is_finite()) {
+            if !table.can_be_scaled(row) {
                 return Err(one);
             }
             let z = one.truth(*origin, features.horizon).iter().map(|x| (x - loc) / scale);
