@@ -16,11 +16,30 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 STEPS, INPUTS, UNITS, LEVELS, TARGETS = 288, 12, 64, 9, 48
+# The shipped network: inputs of a patch, days, inputs of an origin and of a step, anchors, spreads, units of LSTM and decoder;
+# steps of a training step (a quarter of the next day's) and of an answer.
+PATCH, DAYS, ORIGIN, STEP, ANCHORS, SPREADS, ENCODER, DECODER = 99, 14, 24, 28, 16, 8, 32, 64
+TRAINED, ANSWERED, OUTWARD = 24, 96, 12
 # One window's arithmetic in MFLOP, multiplications and additions, head included, activations not.
 HEAD = 2 * UNITS * LEVELS * TARGETS / 1e6
 
 
+def shipped_mflop(kind):
+    """Products of one origin: with the LSTM in training; both members in an answer."""
+    head = ANCHORS + SPREADS + 1 + OUTWARD
+    encoder = DAYS * (PATCH * ENCODER + 2 * ENCODER * 4 * ENCODER) + 2 * ENCODER * DECODER
+    step = STEP * DECODER + DECODER * DECODER + DECODER * head
+    if kind == "infer":
+        return 2 * (encoder + 2 * ORIGIN * DECODER + 2 * ANSWERED * step) / 1e6
+    # Gradients of weights cost as much as the way forward; so do those of what a layer was given, where that learns.
+    given = DAYS * 2 * ENCODER * 4 * ENCODER + 2 * ENCODER * DECODER + TRAINED * (DECODER * DECODER + DECODER * head)
+    return 2 * (2 * (encoder + ORIGIN * DECODER + TRAINED * step) + given) / 1e6
+
+
 def mflop(kind, layers):
+    if layers == "shipped":
+        return shipped_mflop(kind)
+
     def layer(inputs):
         return STEPS * 2 * (inputs + UNITS) * 4 * UNITS / 1e6
 
@@ -53,6 +72,56 @@ class Network(torch.nn.Module):
         return self.head(states[-1])
 
 
+class Member(torch.nn.Module):
+    """One member of the shipped network, as in model/src/network/forward.rs; dropout by given masks."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        linear = torch.nn.Linear
+        self.encoder = encoder
+        if encoder:
+            self.patch = linear(PATCH, ENCODER)
+            self.lstm = torch.nn.LSTM(ENCODER, ENCODER)
+            self.out = linear(2 * ENCODER, DECODER, bias=False)
+        self.origin = linear(ORIGIN, DECODER)
+        self.step = linear(STEP, DECODER, bias=False)
+        self.hidden = linear(DECODER, DECODER)
+        self.head = linear(DECODER, ANCHORS + SPREADS + 1 + OUTWARD)
+
+    def forward(self, patches, origins, steps, anchors, spreads, patch_masks=None, masks=None):
+        gelu = torch.nn.functional.gelu
+        whole = self.origin(origins)
+        if self.encoder:
+            days = gelu(self.patch(patches), approximate="tanh")
+            days = days if patch_masks is None else days * patch_masks
+            _, (last, _) = self.lstm(days)
+            whole = whole + self.out(torch.cat([last[0], days[-1]], 1))
+        hidden = gelu(self.step(steps) + whole.unsqueeze(1), approximate="tanh")
+        hidden = hidden if masks is None else hidden * masks
+        hidden = hidden + gelu(self.hidden(hidden), approximate="tanh")
+        scores = self.head(hidden)
+        a, s, offset, rise = scores.split([ANCHORS, SPREADS, 1, OUTWARD], 2)
+        spread = (torch.softmax(3 * s, 2) * spreads).sum(2, keepdim=True) + 0.01
+        median = (torch.softmax(3 * a, 2) * anchors).sum(2, keepdim=True) + offset * spread
+        down, up = torch.nn.functional.softplus(rise).split([OUTWARD // 2, OUTWARD // 2], 2)
+        below = torch.flip(torch.cumsum(down, 2), [2])
+        return torch.cat([median - below * spread, median, median + torch.cumsum(up, 2) * spread], 2)
+
+
+class Shipped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.members = torch.nn.ModuleList([Member(True), Member(False)])
+
+    def forward(self, *inputs):
+        return (self.members[0](*inputs) + self.members[1](*inputs)) / 2
+
+
+def shipped_inputs(batch, steps):
+    sizes = (DAYS, batch, PATCH), (batch, ORIGIN), (batch, steps, STEP), (batch, steps, ANCHORS)
+    return [torch.randn(size) for size in sizes] + [torch.rand(batch, steps, SPREADS)]
+
+
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 now = CLOCKS["wall"]
 
@@ -75,6 +144,9 @@ class PyTorch:
     def times(self, kind, layers, batch, threads, repeats):
         torch.set_num_threads(threads)
         key = (kind, layers, batch)
+        if key not in self.cache and layers == "shipped":
+            self.cache[key] = self.shipped(kind, batch)
+            timed(self.cache[key], 2)
         if key not in self.cache:
             network = Network(layers)
             x = torch.randn(STEPS, batch, INPUTS)
@@ -99,6 +171,34 @@ class PyTorch:
             self.cache[key] = call
             timed(call, 2)
         return timed(self.cache[key], repeats)
+
+
+    @staticmethod
+    def shipped(kind, batch):
+        if kind == "infer":
+            network, inputs = Shipped().eval(), shipped_inputs(batch, ANSWERED)
+
+            def answer():
+                with torch.inference_mode():
+                    network(*inputs)
+
+            return answer
+        network, inputs = Member(True), shipped_inputs(batch, TRAINED)
+        mask = lambda *size: (torch.rand(size) > 0.3).float() / 0.7
+        masks = mask(DAYS, batch, ENCODER), mask(batch, TRAINED, DECODER)
+        target = torch.randn(batch, TRAINED, 1)
+        levels = torch.tensor([0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
+        counts = torch.where((levels > 0.09) & (levels < 0.91), 1.0, 0.5)
+        optimiser = torch.optim.AdamW(network.parameters())
+
+        def step():
+            optimiser.zero_grad()
+            error = target - network(*inputs, *masks)
+            loss = (torch.maximum(levels * error, (levels - 1) * error) * counts).mean()
+            loss.backward()
+            optimiser.step()
+
+        return step
 
 
 class OnnxRuntime:
@@ -132,22 +232,36 @@ class OnnxRuntime:
         onnx.checker.check_model(model)
         path = os.path.join(self.folder, f"lstm{layers}.onnx")
         onnx.save(model, path)
-        if self.int8:
-            quantised = os.path.join(self.folder, f"lstm{layers}.int8.onnx")
-            quantize_dynamic(path, quantised, weight_type=QuantType.QInt8)
-            return quantised
-        return path
+        return self.quantised(path) if self.int8 else path
+
+    def shipped(self):
+        path = os.path.join(self.folder, "shipped.onnx")
+        names = ["patches", "origins", "steps", "anchors", "spreads"]
+        axes = {"patches": {1: "batch"}} | {name: {0: "batch"} for name in names[1:]}
+        inputs = tuple(shipped_inputs(2, ANSWERED))
+        torch.onnx.export(Shipped().eval(), inputs, path, input_names=names, dynamic_axes=axes, dynamo=False, opset_version=20)
+        return self.quantised(path) if self.int8 else path
+
+    def quantised(self, path):
+        quantised = path.replace(".onnx", ".int8.onnx")
+        quantize_dynamic(path, quantised, weight_type=QuantType.QInt8)
+        return quantised
 
     def times(self, kind, layers, batch, threads, repeats):
         if kind == "train":
             return []
         key = (layers, threads)
+        if layers == "shipped":
+            names = "patches", "origins", "steps", "anchors", "spreads"
+            x = dict(zip(names, (value.numpy() for value in shipped_inputs(batch, ANSWERED))))
+        else:
+            x = {"x": numpy.random.default_rng(2).standard_normal((STEPS, batch, INPUTS), dtype=numpy.float32)}
         if key not in self.cache:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             options.log_severity_level = 3
-            self.cache[key] = onnxruntime.InferenceSession(self.model(layers), options, ["CPUExecutionProvider"])
-        x = {"x": numpy.random.default_rng(2).standard_normal((STEPS, batch, INPUTS), dtype=numpy.float32)}
+            model = self.shipped() if layers == "shipped" else self.model(layers)
+            self.cache[key] = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         session = self.cache[key]
         session.run(None, x)
         return timed(lambda: session.run(None, x), repeats)
@@ -164,7 +278,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("binary")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, choices=[1, 2], help="only this many layers")
+    parser.add_argument("--layers", choices=["1", "2", "shipped"], help="only this many layers, or only the shipped network")
     parser.add_argument("--quick", action="store_true", help="one thread and small batches only")
     parser.add_argument("--clock", choices=CLOCKS, default="wall",
                         help="cpu: what the processes computed, one thread only, for a machine that others use too")
@@ -177,7 +291,8 @@ def main():
         cases = [("train", 64, 1), ("infer", 1, 1), ("infer", 32, 1)]
     if arguments.clock == "cpu":
         cases = [case for case in cases if case[2] == 1]
-    layers_of = [arguments.layers] if arguments.layers else [1, 2]
+    layers_of = [arguments.layers] if arguments.layers else ["1", "2", "shipped"]
+    layers_of = [int(layers) if layers.isdigit() else layers for layers in layers_of]
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     print(f"{platform.machine()} {cpu}, {os.cpu_count()} cores; torch {torch.__version__}, "
           f"onnxruntime {onnxruntime.__version__}; instructions {os.environ.get('FORESHARD_SIMD') or 'chosen at run time'}")
@@ -204,7 +319,7 @@ def main():
                     f"{name} {statistics.median(t):.3g} ({statistics.median([a / b for a, b in zip(t, own)]):.2f})"
                     for name, t in theirs.items() if t
                 ]
-                label = f"{kind} L{layers} batch {batch} {threads}t"
+                label = f"{kind} {layers if layers == 'shipped' else f'L{layers}'} batch {batch} {threads}t"
                 print(f"{label:<24}{median:>9.3f}{floor:>9.3f}{100 * floor / median:>10.0f}%   {', '.join(rows)}"
                       f"   load {os.getloadavg()[0]:.1f}", flush=True)
         ours.process.stdin.close()

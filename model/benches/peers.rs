@@ -1,17 +1,21 @@
-//! Our side of `scripts/bench-peers`: reads `train|infer LAYERS BATCH THREADS REPEATS wall|cpu` lines, answers each
+//! Our side of `scripts/bench-peers`: reads `train|infer LAYERS|shipped BATCH THREADS REPEATS wall|cpu` lines, answers each
 //! with the milliseconds of every repeat, so that the script can measure us and our rivals in alternation.
 #![allow(missing_docs, clippy::expect_used)]
 
 mod network;
+mod shipped;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 
 use network::{Inference, Training};
+use shipped::{ShippedInference, ShippedTraining};
 
 enum Side {
     Training(Training),
     Inference(Inference),
+    ShippedTraining(ShippedTraining),
+    ShippedInference(ShippedInference),
 }
 
 /// Milliseconds on the wall's clock, or those that this process computed: work, whoever else uses the machine.
@@ -27,6 +31,8 @@ fn milliseconds(side: &mut Side, repeats: usize, cpu: bool) -> Vec<String> {
         let _ = match side {
             Side::Training(network) => std::hint::black_box(network.step().expect("a step")),
             Side::Inference(network) => std::hint::black_box(network.call()),
+            Side::ShippedTraining(network) => std::hint::black_box(network.step().expect("a step")),
+            Side::ShippedInference(network) => std::hint::black_box(network.call()),
         };
         format!("{:.4}", (now() - before) * 1e3)
     };
@@ -41,8 +47,10 @@ fn main() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let number = |i: usize| words[i].parse::<usize>().expect("a number");
         let key = words[..4].join(" ");
-        let side = sides.entry(key).or_insert_with(|| match words[0] {
-            "train" => Side::Training(Training::new(number(1), number(2), number(3))),
+        let side = sides.entry(key).or_insert_with(|| match (words[0], words[1]) {
+            ("train", "shipped") => Side::ShippedTraining(ShippedTraining::new(number(2), number(3))),
+            (_, "shipped") => Side::ShippedInference(ShippedInference::new(number(2), number(3))),
+            ("train", _) => Side::Training(Training::new(number(1), number(2), number(3))),
             _ => Side::Inference(Inference::new(number(1), number(2), number(3))),
         });
         println!("{}", milliseconds(side, number(4), words[5] == "cpu").join(" "));

@@ -25,12 +25,14 @@ mod widths;
 
 pub use features::{FeatureTable, Features, PATCHES};
 pub use forecaster::{Answer, Context, ForecastSpec, Forecaster, SpecError};
-pub use fused::{FusedError, Instructions, LstmInference, LstmShape, LstmTraining, LstmWorkspace, SIMD_VARIABLE};
+pub use fused::{
+    DecoderShape, FusedError, Instructions, LstmInference, LstmShape, LstmTraining, LstmWorkspace, SIMD_VARIABLE,
+};
 pub use gaps::Filled;
 pub use lanes::{Lanes, LanesError};
 pub use network::{
-    Architecture, Batch, DropoutMasks, Kernel, NetworkError, Outputs, Parameter, TENSOR_LEVELS, WeightTensors, Weights,
-    WeightsError, forward, read_weights, weights_bytes,
+    Architecture, Batch, DropoutMasks, Goals, Kernel, NetworkError, Outputs, Parameter, TENSOR_LEVELS, WeightTensors,
+    Weights, WeightsError, forward, pinball_loss, read_weights, weights_bytes,
 };
 pub use rivals::{LastValue, SeasonalNaive, fall_back};
 pub use scenarios::{any_step, scenarios_from};

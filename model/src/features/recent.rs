@@ -61,8 +61,26 @@ impl Recent {
 fn quantiles(values: &[f32], levels: [f64; 5], scratch: &mut Vec<f32>) -> [f32; 5] {
     scratch.clear();
     scratch.extend_from_slice(values);
-    scratch.sort_unstable_by(f32::total_cmp);
+    // The two ranks that each level lies between.
+    let last = scratch.len().saturating_sub(1);
+    let mut ranks: Vec<usize> = Vec::with_capacity(2 * levels.len());
+    for level in levels {
+        let low = (level * last as f64).floor() as usize;
+        ranks.extend([low.min(last), (low + 1).min(last)]);
+    }
+    ranks.dedup();
+    put_ranks(scratch, 0, &ranks);
     levels.map(|level| sorted_quantile(scratch, level))
+}
+
+/// Puts the values of these ranks, which rise, where they would stand in rising order; the first value has rank `first`.
+/// It takes half the time of a sort of a week.
+fn put_ranks(values: &mut [f32], first: usize, ranks: &[usize]) {
+    let Some(rank) = ranks.get(ranks.len() / 2) else { return };
+    let Some(at) = rank.checked_sub(first).filter(|at| *at < values.len()) else { return };
+    let (below, _, above) = values.select_nth_unstable_by(at, f32::total_cmp);
+    put_ranks(below, first, &ranks[..ranks.len() / 2]);
+    put_ranks(above, rank + 1, &ranks[ranks.len() / 2 + 1..]);
 }
 
 /// Mean |x(t) - x(t - distance)| over the last `n` values: how far the last value is off at this distance, typically.
@@ -73,6 +91,18 @@ pub(super) fn drift(z: &[f32], distance: usize, n: usize) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_the_sorted_values() {
+        let levels = [0.05, 0.25, 0.5, 0.75, 0.95];
+        for n in [0, 1, 2, 3, 10, 288, 2016] {
+            let values: Vec<f32> =
+                (0..n).map(|i| ((i * 7919) % 1009) as f32 / if i % 3 == 0 { 50.0 } else { 1.0 }).collect();
+            let mut sorted = values.clone();
+            sorted.sort_unstable_by(f32::total_cmp);
+            assert_eq!(quantiles(&values, levels, &mut Vec::new()), levels.map(|l| sorted_quantile(&sorted, l)), "{n}");
+        }
+    }
 
     #[test]
     fn reads_the_newest_values() {

@@ -36,15 +36,19 @@
 //! instruction set rounds otherwise, within 1e-5; [`Instructions::name`] belongs beside anything that has to repeat.
 
 mod backward;
+mod decoder;
 mod forward;
 mod inference;
 mod pack;
+mod products;
 mod shape;
 mod simd;
 #[cfg(test)]
 mod tests;
 mod training;
 
+pub use decoder::DecoderShape;
+pub(crate) use decoder::{DecoderGoals, DecoderInference, DecoderRows, DecoderTraining, DecoderWorkspace};
 pub use inference::{LstmInference, LstmWorkspace};
 pub use shape::{FusedError, LstmShape};
 pub use simd::{Instructions, SIMD_VARIABLE};

@@ -2,6 +2,8 @@
 
 use std::ops::{Deref, DerefMut};
 
+use super::DecoderShape;
+
 /// Units of a block: a vector of AVX-512, whole vectors of everything narrower.
 pub(super) const BLOCK: usize = 16;
 /// Numbers of one row of a block's panel: its units for each of the four gates.
@@ -34,6 +36,14 @@ pub enum FusedError {
     Sizes {
         /// The sizes.
         shape: LstmShape,
+        /// Most of each.
+        most: usize,
+    },
+    /// The sizes are none of a decoder.
+    #[error("a decoder needs at least one input and one unit, and at most {most} of each, not {shape:?}")]
+    DecoderSizes {
+        /// The sizes.
+        shape: DecoderShape,
         /// Most of each.
         most: usize,
     },

@@ -64,7 +64,7 @@ fn shape(sizes: Architecture) -> LstmShape {
 
 impl Lstm {
     /// For weights that learn.
-    pub(super) fn training(sizes: Architecture, kernel: Kernel) -> Result<Self, NetworkError> {
+    pub(super) fn training(sizes: Architecture, kernel: Kernel) -> Result<Self, FusedError> {
         match kernel {
             Kernel::Fused(instructions) if sizes.encoder > 0 => {
                 Ok(Self::Training(LstmTraining::new(shape(sizes), instructions, None)?))
@@ -74,21 +74,13 @@ impl Lstm {
     }
 
     /// For weights that only compute.
-    pub(super) fn inference(weights: &Weights, kernel: Kernel) -> Result<Self, NetworkError> {
+    pub(super) fn inference(weights: &Weights, kernel: Kernel) -> Result<Self, FusedError> {
         let sizes = weights.architecture;
         let Kernel::Fused(instructions) = kernel else { return Ok(Self::Plain) };
         if sizes.encoder == 0 {
             return Ok(Self::Plain);
         }
-        let mut rest = weights.values.as_slice();
-        let mut flat = Vec::with_capacity(shape(sizes).weights());
-        for parameter in sizes.parameters() {
-            let (own, after) = rest.split_at(parameter.len().min(rest.len()));
-            rest = after;
-            if LSTM.contains(&parameter.name) {
-                flat.extend_from_slice(own);
-            }
-        }
+        let flat = weights.flat(&LSTM);
         let stack = LstmInference::new(shape(sizes), &flat, instructions)?;
         Ok(Self::Inference(Arc::new(Answering { stack, spare: Mutex::default() })))
     }

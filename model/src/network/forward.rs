@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::decoder::{Decoder, packed_quantiles};
 use super::encoder::{Kernel, Lstm, encode};
 use super::operations::{gelu, linear, product};
 use super::{Architecture, Weights};
@@ -10,12 +11,12 @@ use crate::fused::FusedError;
 
 /// The levels that every network learns, the median in the middle.
 pub const TENSOR_LEVELS: [f64; 13] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99];
-const MEDIAN: usize = TENSOR_LEVELS.len() / 2;
+pub(crate) const MEDIAN: usize = TENSOR_LEVELS.len() / 2;
 const INCREMENTS: usize = TENSOR_LEVELS.len() - 1;
 /// How sharply the mixtures of anchors and spreads may choose.
-const MIXTURE_GAIN: f64 = 3.0;
+pub(crate) const MIXTURE_GAIN: f64 = 3.0;
 /// Least spread in z, so that a constant past cannot freeze the quantiles together.
-const LEAST_SPREAD: f64 = 0.01;
+pub(crate) const LEAST_SPREAD: f64 = 0.01;
 
 /// Why a pass failed.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,7 @@ pub struct WeightTensors {
     pub(super) architecture: Architecture,
     tensors: Vec<(&'static str, Tensor)>,
     pub(super) lstm: Lstm,
+    pub(super) decoder: Decoder,
 }
 
 /// What a pass gives: (origins x steps) x 13 quantiles in z.
@@ -98,7 +100,8 @@ impl WeightTensors {
     /// [`NetworkError`] if the numbers do not fill the parameters.
     pub fn trainable_on(weights: &Weights, kernel: Kernel) -> Result<Self, NetworkError> {
         let var = |values: &[f32], shape| Ok(Var::from_slice(values, shape, &Device::Cpu)?.into_inner());
-        Self::new(weights, var, || Lstm::training(weights.architecture, kernel))
+        let parts = (Lstm::training(weights.architecture, kernel)?, Decoder::training(weights.architecture, kernel)?);
+        Self::new(weights, var, parts)
     }
 
     /// Copies weights into tensors that only compute, for the kernel of [`Kernel::chosen`].
@@ -115,19 +118,18 @@ impl WeightTensors {
     /// [`NetworkError`] if the numbers do not fill the parameters.
     pub fn frozen_on(weights: &Weights, kernel: Kernel) -> Result<Self, NetworkError> {
         let tensor = |values: &[f32], shape| Tensor::from_slice(values, shape, &Device::Cpu);
-        Self::new(weights, tensor, || Lstm::inference(weights, kernel))
+        weights.check()?;
+        let parts = (Lstm::inference(weights, kernel)?, Decoder::inference(weights, kernel)?);
+        Self::new(weights, tensor, parts)
     }
 
     fn new(
         weights: &Weights,
         tensor: impl Fn(&[f32], (usize, usize)) -> candle_core::Result<Tensor>,
-        lstm: impl FnOnce() -> Result<Lstm, NetworkError>,
+        (lstm, decoder): (Lstm, Decoder),
     ) -> Result<Self, NetworkError> {
         let architecture = weights.architecture;
-        let (want, got) = (architecture.size(), weights.values.len());
-        if want != got {
-            return Err(NetworkError::Shape { what: "weights", want, got });
-        }
+        weights.check()?;
         let mut rest = weights.values.as_slice();
         let mut tensors = Vec::new();
         for parameter in architecture.parameters() {
@@ -135,7 +137,7 @@ impl WeightTensors {
             rest = after;
             tensors.push((parameter.name, tensor(values, parameter.shape)?));
         }
-        Ok(Self { architecture, tensors, lstm: lstm()? })
+        Ok(Self { architecture, tensors, lstm, decoder })
     }
 
     /// The parameters' tensors in their fixed order.
@@ -156,7 +158,7 @@ impl WeightTensors {
 }
 
 impl Batch {
-    fn check(&self) -> Result<(), NetworkError> {
+    pub(super) fn check(&self) -> Result<(), NetworkError> {
         let rows = self.origins * self.steps;
         let parts = [
             ("step inputs", rows * STEP_INPUTS, self.step_inputs.len()),
@@ -183,12 +185,11 @@ pub(super) fn matrix(values: &[f32], rows: usize, columns: usize) -> Result<Tens
 /// [`NetworkError`] if the inputs do not fit the network.
 pub fn forward(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMasks>) -> Result<Outputs, NetworkError> {
     batch.check()?;
-    let (rows, units) = (batch.origins * batch.steps, weights.architecture.decoder);
-    let origin_inputs = matrix(&batch.origin_inputs, batch.origins, ORIGIN_INPUTS)?;
-    let mut whole = weights.linear(&origin_inputs, "decoder.origin.weight", "decoder.bias")?;
-    if weights.architecture.encoder > 0 {
-        whole = (whole + encode(weights, batch, masks)?)?;
+    let whole = whole(weights, batch, masks)?;
+    if let (Decoder::Inference(answering), None) = (&weights.decoder, masks) {
+        return Ok(Outputs { quantiles: packed_quantiles(answering, &whole, batch)? });
     }
+    let (rows, units) = (batch.origins * batch.steps, weights.architecture.decoder);
     let steps = product(&matrix(&batch.step_inputs, rows, STEP_INPUTS)?, weights.get("decoder.step.weight")?)?;
     let steps = steps.reshape((batch.origins, batch.steps, units))?;
     let hidden = steps.broadcast_add(&whole.reshape((batch.origins, 1, units))?)?.reshape((rows, units))?;
@@ -199,6 +200,20 @@ pub fn forward(weights: &WeightTensors, batch: &Batch, masks: Option<&DropoutMas
     };
     let further = gelu(&weights.linear(&hidden, "decoder.hidden.weight", "decoder.hidden.bias")?)?;
     head(weights, &(hidden + further)?, batch)
+}
+
+/// What is the same for all steps of an origin: (origins, decoder units).
+pub(super) fn whole(
+    weights: &WeightTensors,
+    batch: &Batch,
+    masks: Option<&DropoutMasks>,
+) -> Result<Tensor, NetworkError> {
+    let origin_inputs = matrix(&batch.origin_inputs, batch.origins, ORIGIN_INPUTS)?;
+    let mut whole = weights.linear(&origin_inputs, "decoder.origin.weight", "decoder.bias")?;
+    if weights.architecture.encoder > 0 {
+        whole = (whole + encode(weights, batch, masks)?)?;
+    }
+    Ok(whole)
 }
 
 /// Softmax over the columns times `values`, summed: one number a row.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use super::Architecture;
+use super::{Architecture, NetworkError};
 
 /// All numbers of one network, in the order of [`Architecture::parameters`].
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +13,28 @@ pub struct Weights {
     pub architecture: Architecture,
     /// [`Architecture::size`] numbers.
     pub values: Vec<f32>,
+}
+
+impl Weights {
+    /// An error unless the numbers fill the parameters.
+    pub(super) fn check(&self) -> Result<(), NetworkError> {
+        let (want, got) = (self.architecture.size(), self.values.len());
+        if want == got { Ok(()) } else { Err(NetworkError::Shape { what: "weights", want, got }) }
+    }
+
+    /// The numbers of some parameters, one after the other, in the order of [`Architecture::parameters`].
+    pub(super) fn flat(&self, names: &[&str]) -> Vec<f32> {
+        let mut rest = self.values.as_slice();
+        let mut flat = Vec::new();
+        for parameter in self.architecture.parameters() {
+            let (own, after) = rest.split_at(parameter.len().min(rest.len()));
+            rest = after;
+            if names.contains(&parameter.name) {
+                flat.extend_from_slice(own);
+            }
+        }
+        flat
+    }
 }
 
 /// Why bytes are no weights of the expected networks.

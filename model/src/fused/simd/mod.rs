@@ -79,6 +79,10 @@ pub(super) trait Vector: Copy {
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// Not below `low` nor above `high`; what is not a number stays so.
     fn clamp(self, low: Self, high: Self) -> Self;
+    /// The larger one; if either is not a number, `b` or what is not one.
+    fn max(self, b: Self) -> Self;
+    /// 2 to the power of `self`, a whole number from -126 to 127.
+    fn power_of_two(self) -> Self;
 
     /// tanh by a rational function, within 1e-6.
     #[inline(always)]
@@ -104,6 +108,43 @@ pub(super) trait Vector: Copy {
     fn sigmoid(self) -> Self {
         let half = Self::constant(0.5);
         self.mul(half).tanh().mul_add(half, half)
+    }
+
+    /// e^x for x from -87 to 88, within 2e-7 of it; beyond them as at the ends.
+    ///
+    /// x = n ln 2 + r with a whole n: ln 2 is taken away in two parts, so that r keeps its last bits, and e^r is the
+    /// polynomial of Moshier's Cephes library.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        // Adding and taking away 1.5 x 2^23 rounds to a whole number.
+        let whole = Self::constant(12_582_912.0);
+        let x = self.clamp(Self::constant(-87.0), Self::constant(88.0));
+        let n = x.mul_add(Self::constant(std::f32::consts::LOG2_E), whole).sub(whole);
+        let r = n.mul_add(Self::constant(-0.693_359_4), x);
+        let r = n.mul_add(Self::constant(2.121_944_4e-4), r);
+        let tail = Self::constant(1.987_569_1e-4)
+            .mul_add(r, Self::constant(1.398_199_9e-3))
+            .mul_add(r, Self::constant(8.333_452e-3))
+            .mul_add(r, Self::constant(4.166_579_6e-2))
+            .mul_add(r, Self::constant(1.666_666_5e-1))
+            .mul_add(r, Self::constant(0.5));
+        let one = Self::constant(1.0);
+        tail.mul_add(r.mul(r), r.add(one)).mul(n.power_of_two())
+    }
+
+    /// ln(1 + x) for x from 0 to 1, within 2e-7 of it: 2 artanh(x / (2 + x)) by its series.
+    #[inline(always)]
+    fn ln_1p(self) -> Self {
+        let z = self.div(self.add(Self::constant(2.0)));
+        let s = z.mul(z);
+        let series = Self::constant(2.0 / 13.0)
+            .mul_add(s, Self::constant(2.0 / 11.0))
+            .mul_add(s, Self::constant(2.0 / 9.0))
+            .mul_add(s, Self::constant(2.0 / 7.0))
+            .mul_add(s, Self::constant(2.0 / 5.0))
+            .mul_add(s, Self::constant(2.0 / 3.0))
+            .mul_add(s, Self::constant(2.0));
+        series.mul(z)
     }
 
     /// The numbers from `at` on.

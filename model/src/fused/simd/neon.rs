@@ -59,6 +59,17 @@ impl Vector for Neon {
     fn clamp(self, low: Self, high: Self) -> Self {
         Self(unsafe { vmaxq_f32(low.0, vminq_f32(high.0, self.0)) })
     }
+    // This one gives what is not a number if either is none; whoever calls it adds up to the same.
+    #[inline(always)]
+    fn max(self, b: Self) -> Self {
+        Self(unsafe { vmaxq_f32(self.0, b.0) })
+    }
+    // The exponent's bits.
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        let n = unsafe { vaddq_s32(vcvtnq_s32_f32(self.0), vdupq_n_s32(127)) };
+        Self(unsafe { vreinterpretq_f32_s32(vshlq_n_s32::<23>(n)) })
+    }
 }
 
 /// # Safety

@@ -3,7 +3,7 @@
 use super::Vector;
 
 macro_rules! plain {
-    ($(#[$about:meta])* $name:ident, $number:ty $(, $tanh:item)?) => {
+    ($(#[$about:meta])* $name:ident, $number:ty, $power_of_two:expr $(, $exact:item)*) => {
         $(#[$about])*
         #[derive(Clone, Copy)]
         pub(in crate::fused) struct $name([$number; 4]);
@@ -64,7 +64,15 @@ macro_rules! plain {
             fn clamp(self, low: Self, high: Self) -> Self {
                 self.each(low, |a, b| if a < b { b } else { a }).each(high, |a, b| if a > b { b } else { a })
             }
-            $($tanh)?
+            #[inline(always)]
+            fn max(self, b: Self) -> Self {
+                self.each(b, |a, b| if a > b { a } else { b })
+            }
+            #[inline(always)]
+            fn power_of_two(self) -> Self {
+                Self(self.0.map($power_of_two))
+            }
+            $($exact)*
         }
     };
 }
@@ -72,15 +80,24 @@ macro_rules! plain {
 plain!(
     /// Single precision.
     Single,
-    f32
+    f32,
+    // The exponent's bits; what is no number gives some number.
+    |n: f32| f32::from_bits(((n as i32 + 127) as u32) << 23)
 );
 
 #[cfg(test)]
 plain!(
-    /// Double precision, with an exact tanh: derivatives can be compared with differences.
+    /// Double precision with the library's functions: derivatives can be compared with differences.
     Double,
     f64,
+    f64::exp2,
     fn tanh(self) -> Self {
         Self(self.0.map(f64::tanh))
+    },
+    fn exp(self) -> Self {
+        Self(self.0.map(f64::exp))
+    },
+    fn ln_1p(self) -> Self {
+        Self(self.0.map(f64::ln_1p))
     }
 );

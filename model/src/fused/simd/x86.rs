@@ -10,7 +10,8 @@ use super::{Vector, Work};
 
 macro_rules! vector {
     ($(#[$about:meta])* $name:ident, $raw:ty, $width:literal x $rows:literal, $splat:ident, $load:ident, $store:ident,
-     $add:ident, $sub:ident, $mul:ident, $div:ident, $mul_add:ident, $min:ident, $max:ident) => {
+     $add:ident, $sub:ident, $mul:ident, $div:ident, $mul_add:ident, $min:ident, $max:ident,
+     $whole:ident, $splat_whole:ident, $add_whole:ident, $shift:ident, $bits:ident) => {
         $(#[$about])*
         #[derive(Clone, Copy)]
         pub(super) struct $name($raw);
@@ -62,6 +63,16 @@ macro_rules! vector {
             fn clamp(self, low: Self, high: Self) -> Self {
                 Self(unsafe { $max(low.0, $min(high.0, self.0)) })
             }
+            #[inline(always)]
+            fn max(self, b: Self) -> Self {
+                Self(unsafe { $max(self.0, b.0) })
+            }
+            // The exponent's bits.
+            #[inline(always)]
+            fn power_of_two(self) -> Self {
+                let n = unsafe { $add_whole($whole(self.0), $splat_whole(127)) };
+                Self(unsafe { $bits($shift::<23>(n)) })
+            }
         }
     };
 }
@@ -69,12 +80,14 @@ macro_rules! vector {
 vector!(
     /// Eight numbers; sixteen registers hold 3 x 4 sums.
     Avx2, __m256, 8 x 3, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps,
-    _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_min_ps, _mm256_max_ps
+    _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_min_ps, _mm256_max_ps,
+    _mm256_cvtps_epi32, _mm256_set1_epi32, _mm256_add_epi32, _mm256_slli_epi32, _mm256_castsi256_ps
 );
 vector!(
     /// Sixteen numbers; 32 registers hold 6 x 4 sums.
     Avx512, __m512, 16 x 6, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps,
-    _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_min_ps, _mm512_max_ps
+    _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_min_ps, _mm512_max_ps,
+    _mm512_cvtps_epi32, _mm512_set1_epi32, _mm512_add_epi32, _mm512_slli_epi32, _mm512_castsi512_ps
 );
 
 /// # Safety
