@@ -38,7 +38,7 @@ fn batch(origins: usize, steps: usize, seed: u32) -> Batch {
         origin_inputs: numbers(origins * rows_of("decoder.origin.weight").0, seed + 1),
         anchors: numbers(rows * rows_of("head.anchors.weight").1, seed + 2),
         spreads: numbers(rows * spreads, seed + 3).into_iter().map(f32::abs).collect(),
-        patches: (0..PATCHES).map(|_| numbers(origins * sizes.patch_inputs, seed + 4)).collect(),
+        patches: numbers(PATCHES * origins * sizes.patch_inputs, seed + 4),
     }
 }
 
@@ -72,7 +72,7 @@ impl ShippedTraining {
             Part {
                 batch: batch(origins, TRAINED_STEPS, seed),
                 masks: DropoutMasks {
-                    patches: vec![mask(origins * sizes.encoder); PATCHES],
+                    patches: mask(PATCHES * origins * sizes.encoder),
                     decoder: mask(rows * sizes.decoder),
                 },
                 targets: numbers(rows, seed + 5),

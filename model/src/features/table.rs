@@ -74,20 +74,23 @@ impl FeatureTable {
             origin_inputs: Vec::with_capacity(origins.len() * ORIGIN_INPUTS),
             anchors: Vec::with_capacity(n * ANCHORS),
             spreads: Vec::with_capacity(n * SPREADS),
-            patches: (0..PATCHES).map(|_| Vec::with_capacity(origins.len() * width)).collect(),
+            patches: vec![0.0; PATCHES * origins.len() * width],
         };
         for (i, origin) in origins.iter().enumerate() {
             if let Some(row) = self.rows.get(*origin) {
-                append(&mut batch, row, steps, hide(i), width);
+                append(&mut batch, row, steps, hide(i));
+                // Days come first, so that the encoder reads one after the other.
+                let days = batch.patches.chunks_exact_mut(origins.len() * width).zip(row.patches.chunks_exact(width));
+                days.for_each(|(day, patch)| day[i * width..(i + 1) * width].copy_from_slice(patch));
             } else {
-                append_zeros(&mut batch, steps.len(), width);
+                append_zeros(&mut batch, steps.len());
             }
         }
         batch
     }
 }
 
-fn append(batch: &mut Batch, row: &OriginFeatures, steps: &[usize], hide: bool, width: usize) {
+fn append(batch: &mut Batch, row: &OriginFeatures, steps: &[usize], hide: bool) {
     const ANCHORS_END: usize = STEP_INPUTS + STEP_ANCHORS;
     for step in steps {
         let zeros = [0.0; STEP_ROW];
@@ -103,19 +106,13 @@ fn append(batch: &mut Batch, row: &OriginFeatures, steps: &[usize], hide: bool, 
     let shown = if hide { ORIGIN_INPUTS - ORIGIN_QUANTILES } else { ORIGIN_INPUTS };
     batch.origin_inputs.extend(row.recent.inputs.iter().take(shown));
     batch.origin_inputs.extend(std::iter::repeat_n(0.0, ORIGIN_INPUTS - shown));
-    for (patch, values) in batch.patches.iter_mut().zip(row.patches.chunks_exact(width)) {
-        patch.extend_from_slice(values);
-    }
 }
 
-fn append_zeros(batch: &mut Batch, steps: usize, width: usize) {
+fn append_zeros(batch: &mut Batch, steps: usize) {
     batch.step_inputs.extend(std::iter::repeat_n(0.0, steps * STEP_INPUTS));
     batch.anchors.extend(std::iter::repeat_n(0.0, steps * (STEP_ANCHORS + ORIGIN_ANCHORS)));
     batch.spreads.extend(std::iter::repeat_n(0.0, steps * (STEP_SPREADS + ORIGIN_SPREADS)));
     batch.origin_inputs.extend(std::iter::repeat_n(0.0, ORIGIN_INPUTS));
-    for patch in &mut batch.patches {
-        patch.extend(std::iter::repeat_n(0.0, width));
-    }
 }
 
 #[cfg(test)]
@@ -142,8 +139,8 @@ mod tests {
     }
 
     fn bits(batch: &Batch) -> Vec<u32> {
-        let parts = [&batch.step_inputs, &batch.origin_inputs, &batch.anchors, &batch.spreads];
-        parts.into_iter().chain(&batch.patches).flatten().map(|v| v.to_bits()).collect()
+        let parts = [&batch.step_inputs, &batch.origin_inputs, &batch.anchors, &batch.spreads, &batch.patches];
+        parts.into_iter().flatten().map(|v| v.to_bits()).collect()
     }
 
     #[test]
@@ -184,7 +181,7 @@ mod tests {
                     assert_eq!(batch.step_inputs.len(), 4 * STEP_INPUTS);
                     assert_eq!(batch.anchors.len(), 4 * ANCHORS);
                     assert_eq!(batch.spreads.len(), 4 * SPREADS);
-                    assert_eq!(batch.patches[13].len(), 2 * features.patch_inputs());
+                    assert_eq!(batch.patches.len(), 2 * PATCHES * features.patch_inputs());
                 }
             }
         }

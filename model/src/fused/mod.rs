@@ -35,8 +35,10 @@
 //! chunks upward. Neither tiles nor threads change it (F2), and a row gives the same bits alone as in a batch. Another
 //! instruction set rounds otherwise, within 1e-5; [`Instructions::name`] belongs beside anything that has to repeat.
 
+mod activation;
 mod backward;
 mod decoder;
+mod dense;
 mod forward;
 mod inference;
 mod pack;
@@ -49,6 +51,7 @@ mod training;
 
 pub use decoder::DecoderShape;
 pub(crate) use decoder::{DecoderGoals, DecoderInference, DecoderRows, DecoderTraining, DecoderWorkspace};
+pub(crate) use dense::dense;
 pub use inference::{LstmInference, LstmWorkspace};
 pub use shape::{FusedError, LstmShape};
 pub use simd::{Instructions, SIMD_VARIABLE};

@@ -195,7 +195,7 @@ mod tests {
             let mut mask = |n: usize| -> Vec<f32> {
                 (0..n).map(|_| if rng.random::<f32>() < 0.3 { 0.0 } else { 1.0 / 0.7 }).collect()
             };
-            let patches = if sizes.encoder > 0 { vec![mask(origins * sizes.encoder); PATCHES] } else { Vec::new() };
+            let patches = if sizes.encoder > 0 { mask(PATCHES * origins * sizes.encoder) } else { Vec::new() };
             let masks = DropoutMasks { patches, decoder: mask(origins * steps * sizes.decoder) };
             let targets: Vec<f32> = (0..origins * steps).map(|i| (i % 7) as f32 / 3.0 - 1.0).collect();
             let row_weights: Vec<f32> = (0..origins * steps).map(|i| ((i + 1) % 4) as f32 / 2.0).collect();

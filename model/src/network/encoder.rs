@@ -8,7 +8,9 @@ use super::forward::matrix;
 use super::operations::{gelu, lstm_cell, product, values};
 use super::{Architecture, Batch, DropoutMasks, NetworkError, WeightTensors, Weights};
 use crate::features::PATCHES;
-use crate::fused::{FusedError, Instructions, LstmInference, LstmShape, LstmTraining, LstmWorkspace, SIMD_VARIABLE};
+use crate::fused::{
+    FusedError, Instructions, LstmInference, LstmShape, LstmTraining, LstmWorkspace, SIMD_VARIABLE, dense,
+};
 
 /// What computes the LSTM. Results of different kernels agree to 1e-5; on one kernel they repeat bit by bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,16 +106,24 @@ pub(super) fn encode(
     batch: &Batch,
     masks: Option<&DropoutMasks>,
 ) -> Result<Tensor, NetworkError> {
-    let (units, rows) = (weights.architecture.encoder, batch.patches.len() * batch.origins);
-    let (inputs, masks) = (batch.patches.concat(), masks.map(|masks| masks.patches.concat()));
-    let inputs = matrix(&inputs, rows, batch.patch_inputs)?;
-    let patches = gelu(&weights.linear(&inputs, "encoder.patch.weight", "encoder.patch.bias")?)?;
-    let patches = match masks {
-        Some(masks) => (patches * matrix(&masks, rows, units)?)?,
-        None => patches,
+    let (units, days) = (weights.architecture.encoder, PATCHES);
+    let last_day = days - 1;
+    let masks = masks.map(|masks| masks.patches.as_slice());
+    let (weight, bias) = ("encoder.patch.weight", "encoder.patch.bias");
+    let patches = match weights.kernel {
+        Kernel::Fused(instructions) => {
+            let (inputs, masks) = (batch.patches.clone(), masks.map(<[f32]>::to_vec));
+            dense(instructions, inputs, weights.get(weight)?, weights.get(bias)?, masks)?
+        }
+        Kernel::Plain => {
+            let rows = days * batch.origins;
+            let patches = gelu(&weights.linear(&matrix(&batch.patches, rows, batch.patch_inputs)?, weight, bias)?)?;
+            match masks {
+                Some(masks) => (patches * matrix(masks, rows, units)?)?,
+                None => patches,
+            }
+        }
     };
-    let days = batch.patches.len();
-    let last_day = days.checked_sub(1).ok_or(NetworkError::Shape { what: "patches", want: PATCHES, got: 0 })?;
     let hidden = match &weights.lstm {
         Lstm::Plain => step_by_step(weights, &patches, days, batch.origins)?,
         Lstm::Training(stack) => {
@@ -170,7 +180,7 @@ mod tests {
         let weights = sizes.initial(&mut rng);
         let batch = random_batch(&mut rng, 41, 3, 2.0);
         let mask = |n: usize| (0..n).map(|i| if i % 3 == 0 { 0.0 } else { 1.5 }).collect::<Vec<f32>>();
-        let masks = DropoutMasks { patches: vec![mask(41 * 20); PATCHES], decoder: mask(41 * 3 * 8) };
+        let masks = DropoutMasks { patches: mask(PATCHES * 41 * 20), decoder: mask(41 * 3 * 8) };
         let run = |kernel| {
             let frozen = WeightTensors::frozen_on(&weights, kernel).unwrap();
             let answers = values(&forward(&frozen, &batch, None).unwrap().quantiles).unwrap();

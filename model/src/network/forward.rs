@@ -56,15 +56,15 @@ pub struct Batch {
     pub anchors: Vec<f32>,
     /// origins x steps x spreads.
     pub spreads: Vec<f32>,
-    /// For each day, oldest first: origins x patch inputs.
-    pub patches: Vec<Vec<f32>>,
+    /// Days, oldest first, x origins x patch inputs.
+    pub patches: Vec<f32>,
 }
 
 /// Factors that switch units off during training: 0 or 1 / (share kept).
 #[derive(Debug, Clone, PartialEq)]
 pub struct DropoutMasks {
-    /// For each day: origins x encoder units; empty without an encoder.
-    pub patches: Vec<Vec<f32>>,
+    /// Days x origins x encoder units; empty without an encoder.
+    pub patches: Vec<f32>,
     /// (origins x steps) x decoder units.
     pub decoder: Vec<f32>,
 }
@@ -74,6 +74,7 @@ pub struct DropoutMasks {
 pub struct WeightTensors {
     pub(super) architecture: Architecture,
     tensors: Vec<(&'static str, Tensor)>,
+    pub(super) kernel: Kernel,
     pub(super) lstm: Lstm,
     pub(super) decoder: Decoder,
 }
@@ -100,7 +101,8 @@ impl WeightTensors {
     /// [`NetworkError`] if the numbers do not fill the parameters.
     pub fn trainable_on(weights: &Weights, kernel: Kernel) -> Result<Self, NetworkError> {
         let var = |values: &[f32], shape| Ok(Var::from_slice(values, shape, &Device::Cpu)?.into_inner());
-        let parts = (Lstm::training(weights.architecture, kernel)?, Decoder::training(weights.architecture, kernel)?);
+        let parts =
+            (kernel, Lstm::training(weights.architecture, kernel)?, Decoder::training(weights.architecture, kernel)?);
         Self::new(weights, var, parts)
     }
 
@@ -119,14 +121,14 @@ impl WeightTensors {
     pub fn frozen_on(weights: &Weights, kernel: Kernel) -> Result<Self, NetworkError> {
         let tensor = |values: &[f32], shape| Tensor::from_slice(values, shape, &Device::Cpu);
         weights.check()?;
-        let parts = (Lstm::inference(weights, kernel)?, Decoder::inference(weights, kernel)?);
+        let parts = (kernel, Lstm::inference(weights, kernel)?, Decoder::inference(weights, kernel)?);
         Self::new(weights, tensor, parts)
     }
 
     fn new(
         weights: &Weights,
         tensor: impl Fn(&[f32], (usize, usize)) -> candle_core::Result<Tensor>,
-        (lstm, decoder): (Lstm, Decoder),
+        (kernel, lstm, decoder): (Kernel, Lstm, Decoder),
     ) -> Result<Self, NetworkError> {
         let architecture = weights.architecture;
         weights.check()?;
@@ -137,7 +139,7 @@ impl WeightTensors {
             rest = after;
             tensors.push((parameter.name, tensor(values, parameter.shape)?));
         }
-        Ok(Self { architecture, tensors, lstm, decoder })
+        Ok(Self { architecture, tensors, kernel, lstm, decoder })
     }
 
     /// The parameters' tensors in their fixed order.
@@ -165,7 +167,7 @@ impl Batch {
             ("origin inputs", self.origins * ORIGIN_INPUTS, self.origin_inputs.len()),
             ("anchors", rows * ANCHORS, self.anchors.len()),
             ("spreads", rows * SPREADS, self.spreads.len()),
-            ("patches", PATCHES * self.origins * self.patch_inputs, self.patches.iter().map(Vec::len).sum()),
+            ("patches", PATCHES * self.origins * self.patch_inputs, self.patches.len()),
         ];
         let wrong = parts.into_iter().find(|(_, want, got)| want != got);
         wrong.map_or(Ok(()), |(what, want, got)| Err(NetworkError::Shape { what, want, got }))
@@ -282,7 +284,7 @@ mod tests {
             origin_inputs: fill(origins * ORIGIN_INPUTS),
             anchors: fill(rows * ANCHORS),
             spreads: fill(rows * SPREADS).into_iter().map(f32::abs).collect(),
-            patches: (0..PATCHES).map(|_| fill(origins * 9)).collect(),
+            patches: fill(PATCHES * origins * 9),
         }
     }
 

@@ -234,7 +234,7 @@ impl<'a> MemberRun<'a> {
             bytes.iter().map(|b| if *b < threshold { 0.0 } else { kept }).collect()
         };
         let days = if self.architecture.encoder > 0 { self.samples.patches() } else { 0 };
-        let patches = (0..days).map(|_| mask(origins * self.architecture.encoder)).collect();
+        let patches = mask(days * origins * self.architecture.encoder);
         DropoutMasks { patches, decoder: mask(origins * steps * self.architecture.decoder) }
     }
 

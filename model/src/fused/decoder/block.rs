@@ -4,15 +4,13 @@ use super::head::Head;
 use super::pack::{DecoderShape, HEAD, LEVELS, Matrices, Turned, turn};
 use super::{DecoderGoals, DecoderRows};
 use crate::features::{ANCHORS, SPREADS};
+use crate::fused::activation::{gelu, gelu_slope};
 use crate::fused::products::add_product;
 use crate::fused::shape::Aligned;
 use crate::fused::simd::{Left, Number, Right, Vector};
 
 /// Rows of a block: whole tiles and whole vectors on every machine, and all that they need stays near the core.
 pub(super) const ROWS: usize = 48;
-
-const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-const CUBE: f32 = 0.044_715;
 
 /// Memory of one block; what a name says, [`ROWS`] rows of it. Rows that fill the last block are zeros.
 #[derive(Debug)]
@@ -214,24 +212,6 @@ impl<T: Number> Block<T> {
             sums.iter_mut().zip(by).for_each(|(sum, by)| *sum += *by);
         }
     }
-}
-
-/// tanh within the activation, and x Phi(x) in its usual form with it.
-#[inline(always)]
-fn gelu<V: Vector>(x: V) -> (V, V) {
-    let one = V::constant(1.0);
-    let inner = x.mul(V::constant(SQRT_2_OVER_PI)).mul(x.mul(x).mul_add(V::constant(CUBE), one));
-    let tanh = inner.tanh();
-    (tanh, x.mul(V::constant(0.5)).mul(tanh.add(one)))
-}
-
-/// The slope of the activation, by x and the tanh within.
-#[inline(always)]
-fn gelu_slope<V: Vector>(x: V, tanh: V) -> V {
-    let (one, half) = (V::constant(1.0), V::constant(0.5));
-    let inner = x.mul(x).mul_add(V::constant(3.0 * CUBE), one).mul(V::constant(SQRT_2_OVER_PI));
-    let steep = one.sub(tanh.mul(tanh)).mul(inner).mul(x);
-    tanh.add(one).add(steep).mul(half)
 }
 
 /// Copies rows of `width` to rows of `to_width`; what is left of a row or of the block becomes zeros.
