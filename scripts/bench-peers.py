@@ -1,4 +1,4 @@
-"""Measures the fused LSTM, PyTorch and ONNX Runtime in alternation; started by scripts/bench-peers."""
+"""Measures the fused LSTM, PyTorch and ONNX Runtime in alternation; started by `scripts/bench-peers lstm`."""
 
 import argparse
 import os

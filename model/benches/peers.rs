@@ -1,4 +1,4 @@
-//! Our side of `scripts/bench-peers`: reads `train|infer LAYERS|shipped BATCH THREADS REPEATS wall|cpu` lines, answers each
+//! Our side of `scripts/bench-peers lstm`: reads `train|infer LAYERS|shipped BATCH THREADS REPEATS wall|cpu` lines, answers each
 //! with the milliseconds of every repeat, so that the script can measure us and our rivals in alternation.
 #![allow(missing_docs, clippy::expect_used)]
 
