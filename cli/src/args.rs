@@ -162,7 +162,7 @@ pub enum Compare {
     None,
     /// Rivals that need no training
     Fast,
-    /// Every rival in the product
+    /// Those, and the same network without its recurrent part (`lags_only`)
     All,
 }
 

@@ -14,6 +14,7 @@ mod fused;
 mod gaps;
 mod lanes;
 mod network;
+mod pretrained;
 mod rivals;
 mod scenarios;
 mod statistics;
@@ -23,7 +24,7 @@ mod trained;
 mod version;
 mod widths;
 
-pub use features::{FeatureTable, Features, PATCHES};
+pub use features::{CALENDAR, FeatureTable, Features, PATCHES, STEP_INPUTS};
 pub use forecaster::{Answer, Context, ForecastSpec, Forecaster, SpecError};
 pub use fused::{
     DecoderShape, FusedError, Instructions, LstmInference, LstmShape, LstmTraining, LstmWorkspace, SIMD_VARIABLE,
@@ -34,6 +35,7 @@ pub use network::{
     Architecture, Batch, DropoutMasks, Goals, Kernel, NetworkError, Outputs, Parameter, TENSOR_LEVELS, WeightTensors,
     Weights, WeightsError, forward, pinball_loss, read_weights, weights_bytes,
 };
+pub use pretrained::{PRETRAINED, pretrained};
 pub use rivals::{LastValue, SeasonalNaive, fall_back};
 pub use scenarios::{any_step, scenarios_from};
 pub use templates::{RankTemplates, TemplateLimits, TemplateSource, TemplatesError, rank_of};

@@ -104,7 +104,17 @@ pub(crate) fn fingerprint(series: &BTreeMap<String, Vec<TrainSeries>>, spec: &Tr
     );
     let more = format!(
         "{:?}",
-        (p.weight_decay, p.clip, p.dropout, p.validation_share, p.validate_every, p.patience, p.calibrate, p.refit)
+        (
+            p.weight_decay,
+            p.clip,
+            p.dropout,
+            p.validation_share,
+            p.validate_every,
+            p.patience,
+            p.calibrate,
+            p.refit,
+            (p.rows, p.calendar)
+        )
     );
     let start = p.warm_start.as_ref().map(|version| &version.manifest().checksums);
     hash.update(format!("{settings}{more}{start:?}"));

@@ -19,11 +19,11 @@ use std::sync::Arc;
 use foreshard_domain::{Metric, QuantileForecast, ShardId};
 use foreshard_model::{
     Context, Features, Forecaster, Lanes, LanesError, NetworkError, RankTemplates, Trained, TrainedParts,
-    VersionProduct, any_step,
+    VersionProduct, Weights, any_step,
 };
 
 use crate::checkpoint::{CheckpointError, CheckpointFile, Progress, fingerprint};
-use member::{Done, MemberRun, Until};
+use member::{Done, MemberRun, Until, members_of};
 use sampling::{Part, Samples};
 
 /// Why a fit ended without a model.
@@ -113,6 +113,11 @@ pub struct FittedModel {
 }
 
 impl FittedModel {
+    /// The networks of a product.
+    pub fn into_members(mut self, product: &str) -> Option<Vec<Weights>> {
+        Some(self.products.remove(product)?.trained.parts().members.clone())
+    }
+
     /// The products, by name.
     pub fn products(&self) -> impl Iterator<Item = (&String, &FittedProduct)> {
         self.products.iter()
@@ -187,7 +192,7 @@ fn fit_product(
     let network = |source| TrainError::Network { product: product.name.clone(), source };
     let features = Features::new(&product.forecast);
     let samples = Samples::draw(product, series, spec, features, Part::BeforeCut, lanes)?;
-    let until = vec![Until::Best; spec.params().members.len()];
+    let until = vec![Until::Best; members_of(spec.params(), &features).len()];
     let judged = fit_members(product, &samples, spec, &until, control, lanes, (file, &mut *progress))?;
     let members = judged.iter().map(|done| done.weights.clone()).collect();
     let parts = TrainedParts { name: product.name.clone(), spec: product.forecast.clone(), members, widths: None };
@@ -223,7 +228,7 @@ fn fit_members(
     lanes: &Lanes,
     (file, progress): (&Option<CheckpointFile>, &mut Progress),
 ) -> Result<Vec<Done>, TrainError> {
-    let members = spec.params().members.iter().zip(until).enumerate();
+    let members = members_of(spec.params(), samples.features()).into_iter().zip(until).enumerate();
     members
         .map(|(index, (member, until))| {
             let mut run = MemberRun::new(product, index, member, samples, spec, *until);

@@ -44,7 +44,7 @@ fn product(name: &str, horizon: usize) -> ProductSpec {
 }
 
 fn spec(products: Vec<ProductSpec>) -> TrainSpec {
-    let member = MemberSpec { encoder: 0, decoder: 16, hide_quantiles: 0.5 };
+    let member = MemberSpec { encoder: 0, decoder: 16, hide_quantiles: 0.5, pretrained: false };
     let params = TrainParams {
         products,
         members: vec![member],

@@ -7,8 +7,8 @@ use foreshard_domain::{Contender, ContenderRole, EvaluationReport, Fact, Quantil
 use foreshard_model::{ForecastSpec, Forecaster, LastValue, SeasonalNaive};
 use foreshard_report::evaluation_html;
 use foreshard_training::{
-    Entrant, Evaluation, FitControl, FittedModel, ProductSpec, Registry, TrainError, TrainParams, TrainSeries,
-    evaluate, fit, section,
+    Entrant, Evaluation, FitControl, FittedModel, MemberSpec, ProductSpec, Registry, TrainError, TrainParams,
+    TrainSeries, evaluate, fit, section,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,6 +38,11 @@ pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<V
     let mut progress = Progress::new();
     let subject = subject(args, settings, &mut task, &mut progress)?;
     let mut evaluations = vec![(ContenderRole::Subject, subject)];
+    if args.compare == Compare::All && args.version.is_none() && args.model == ModelKind::Lstm {
+        let lags = MemberSpec { encoder: 0, ..MemberSpec::LSTM };
+        let rival = trained(args, settings, &mut task, &mut progress, ("lags_only", &[lags, MemberSpec::DECODER]))?;
+        evaluations.extend(rival.map(|rival| (ContenderRole::Rival, rival)));
+    }
     for (role, rival) in rivals(args.compare, &task.spec)? {
         progress.set(&format!("evaluating {}", rival.name()), 0.0, "");
         evaluations.push((role, evaluate(rival.as_ref(), None, &task.series, &task.protocol)?));
@@ -105,17 +110,32 @@ fn subject(
         }
         ModelKind::LastValue => Ok(evaluate(&LastValue::new(task.spec.clone()), None, &task.series, &task.protocol)?),
         ModelKind::Lstm => {
-            let Some(fitted) = train(args, settings, task, progress)? else {
-                let naive = SeasonalNaive::new(task.spec.clone());
-                return Ok(evaluate(&naive, None, &task.series, &task.protocol)?);
-            };
-            let name = &task.protocol.name;
-            let forecaster = fitted.forecaster(name).ok_or("the fit left the protocol's product out")?;
-            let entrant = Entrant { name: "lstm".to_owned(), forecaster, templates: fitted.templates(name) };
-            progress.set("evaluating lstm", 0.0, "");
-            Ok(entrant.evaluate(&task.series, &task.protocol)?)
+            let members = TrainParams::default().members;
+            if let Some(trained) = trained(args, settings, task, progress, ("lstm", &members))? {
+                let seed = args.seed.unwrap_or(settings.train.seed);
+                let training = format!("{} series, seed {seed}, before each one's first window", task.series.len());
+                task.facts.push(fact("training", training));
+                return Ok(trained);
+            }
+            Ok(evaluate(&SeasonalNaive::new(task.spec.clone()), None, &task.series, &task.protocol)?)
         }
     }
+}
+
+/// Fits networks of these sizes and lets them answer; `None` where there is too little to learn from.
+fn trained(
+    args: &EvaluateArgs,
+    settings: &Settings,
+    task: &mut Task,
+    progress: &mut Progress,
+    (name, members): (&str, &[MemberSpec]),
+) -> Result<Option<Evaluation>, Failure> {
+    let Some(fitted) = train(args, settings, task, progress, members)? else { return Ok(None) };
+    let protocol = &task.protocol.name;
+    let forecaster = fitted.forecaster(protocol).ok_or("the fit left the protocol's product out")?;
+    let entrant = Entrant { name: name.to_owned(), forecaster, templates: fitted.templates(protocol) };
+    progress.set(&format!("evaluating {name}"), 0.0, "");
+    Ok(Some(entrant.evaluate(&task.series, &task.protocol)?))
 }
 
 /// Scores a version of the registry, unless it has seen what it would be scored on.
@@ -156,11 +176,13 @@ fn train(
     settings: &Settings,
     task: &mut Task,
     progress: &mut Progress,
+    members: &[MemberSpec],
 ) -> Result<Option<FittedModel>, Failure> {
     let product = ProductSpec { name: task.protocol.name.clone(), forecast: task.spec.clone() };
     let seed = args.seed.unwrap_or(settings.train.seed);
     let params = TrainParams {
         products: vec![product],
+        members: members.to_vec(),
         seed,
         steps: args.steps.unwrap_or(settings.train.steps),
         threads: settings.train.threads,
@@ -174,8 +196,6 @@ fn train(
         usable: s.first,
     };
     let series = BTreeMap::from([(task.protocol.name.clone(), task.series.iter().map(known).collect())]);
-    task.facts
-        .push(fact("training", format!("{} series, seed {seed}, before each one's first window", task.series.len())));
     let mut on_step = |p: foreshard_training::FitProgress| {
         let (done, all) = p.step;
         progress.set("training", done as f64 / all.max(1) as f64, &format!("loss {:.4}", p.loss));
@@ -184,7 +204,10 @@ fn train(
     match fit(&series, &spec, &mut control) {
         Ok(fitted) => Ok(Some(fitted)),
         Err(error @ TrainError::TooLittleHistory { .. }) => {
-            task.facts.push(fact("fallback", format!("seasonal naive, because {error}")));
+            let reason = fact("fallback", format!("seasonal naive, because {error}"));
+            if !task.facts.contains(&reason) {
+                task.facts.push(reason);
+            }
             Ok(None)
         }
         Err(error) => Err(error.into()),

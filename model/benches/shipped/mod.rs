@@ -1,5 +1,7 @@
 //! The shipped network: two members as they are trained and served, on made-up features.
 
+use std::sync::Arc;
+
 use candle_core::Result;
 use foreshard_domain::Product;
 use foreshard_model::{
@@ -38,7 +40,7 @@ fn batch(origins: usize, steps: usize, seed: u32) -> Batch {
         origin_inputs: numbers(origins * rows_of("decoder.origin.weight").0, seed + 1),
         anchors: numbers(rows * rows_of("head.anchors.weight").1, seed + 2),
         spreads: numbers(rows * spreads, seed + 3).into_iter().map(f32::abs).collect(),
-        patches: numbers(PATCHES * origins * sizes.patch_inputs, seed + 4),
+        patches: Arc::new(numbers(PATCHES * origins * sizes.patch_inputs, seed + 4)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Features of many origins, in plain slices.
 
+use std::sync::Arc;
+
 use foreshard_domain::Timestamp;
 
 use super::origin::{OriginFeatures, STEP_ROW, Scratch, most_scale};
@@ -74,18 +76,20 @@ impl FeatureTable {
             origin_inputs: Vec::with_capacity(origins.len() * ORIGIN_INPUTS),
             anchors: Vec::with_capacity(n * ANCHORS),
             spreads: Vec::with_capacity(n * SPREADS),
-            patches: vec![0.0; PATCHES * origins.len() * width],
+            patches: Arc::default(),
         };
+        let mut patches = vec![0.0; PATCHES * origins.len() * width];
         for (i, origin) in origins.iter().enumerate() {
             if let Some(row) = self.rows.get(*origin) {
                 append(&mut batch, row, steps, hide(i));
                 // Days come first, so that the encoder reads one after the other.
-                let days = batch.patches.chunks_exact_mut(origins.len() * width).zip(row.patches.chunks_exact(width));
+                let days = patches.chunks_exact_mut(origins.len() * width).zip(row.patches.chunks_exact(width));
                 days.for_each(|(day, patch)| day[i * width..(i + 1) * width].copy_from_slice(patch));
             } else {
                 append_zeros(&mut batch, steps.len());
             }
         }
+        batch.patches = Arc::new(patches);
         batch
     }
 }
@@ -139,7 +143,8 @@ mod tests {
     }
 
     fn bits(batch: &Batch) -> Vec<u32> {
-        let parts = [&batch.step_inputs, &batch.origin_inputs, &batch.anchors, &batch.spreads, &batch.patches];
+        let patches = batch.patches.as_ref();
+        let parts = [&batch.step_inputs, &batch.origin_inputs, &batch.anchors, &batch.spreads, patches];
         parts.into_iter().flatten().map(|v| v.to_bits()).collect()
     }
 

@@ -1,5 +1,7 @@
 //! A dense layer with its activation as one operation: rows times weights, gelu, dropout. What goes in does not learn.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::activation::{gelu, gelu_slope};
@@ -18,7 +20,7 @@ const ROWS: usize = 48;
 /// If the tensors are not f32 on the CPU or lists do not fit them.
 pub(crate) fn dense(
     instructions: Instructions,
-    x: Vec<f32>,
+    x: Arc<Vec<f32>>,
     weight: &Tensor,
     bias: &Tensor,
     masks: Option<Vec<f32>>,
@@ -58,7 +60,7 @@ impl Sizes {
 struct Dense {
     instructions: Instructions,
     sizes: Sizes,
-    x: Vec<f32>,
+    x: Arc<Vec<f32>>,
     masks: Option<Vec<f32>>,
 }
 

@@ -91,8 +91,8 @@ impl LstmInference {
         if threads == 0 {
             return Err(FusedError::NoWorkspace);
         }
-        // Whole chunks for each thread.
-        let share = rows.div_ceil(ROWS).div_ceil(threads).max(1) * ROWS;
+        // Equal shares of whole tiles, so that no thread waits for another.
+        let share = rows.div_ceil(threads).next_multiple_of(MOST_ROWS).max(MOST_ROWS);
         let parts = out.chunks_mut(share * self.shape.units).zip(workspaces).enumerate();
         let parts: Vec<_> = parts.map(|(part, own)| (part * share, Mutex::new(own))).collect();
         lanes.map(&parts, |_, (first, own)| {

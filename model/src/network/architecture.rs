@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{TENSOR_LEVELS, Weights};
-use crate::features::{ANCHORS, Features, ORIGIN_INPUTS, ORIGIN_QUANTILES, SPREADS, STEP_INPUTS};
+use crate::features::{ANCHORS, CALENDAR, Features, ORIGIN_INPUTS, ORIGIN_QUANTILES, SPREADS, STEP_INPUTS};
 
 /// Sizes of one network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +131,19 @@ impl Architecture {
             if parameter.name == "decoder.origin.weight" {
                 let blind = ORIGIN_QUANTILES * parameter.shape.1;
                 let rows = weights.values.get_mut(from + parameter.len() - blind..from + parameter.len());
+                rows.into_iter().flatten().for_each(|w| *w = 0.0);
+            }
+            from += parameter.len();
+        }
+    }
+
+    /// Makes weights blind to the time of the day and the week; training with hidden calendar keeps it so.
+    pub fn blind_to_calendar(&self, weights: &mut Weights) {
+        let mut from = 0;
+        for parameter in self.parameters() {
+            if parameter.name == "decoder.step.weight" {
+                let columns = parameter.shape.1;
+                let rows = weights.values.get_mut(from + CALENDAR.start * columns..from + CALENDAR.end * columns);
                 rows.into_iter().flatten().for_each(|w| *w = 0.0);
             }
             from += parameter.len();

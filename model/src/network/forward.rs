@@ -1,5 +1,7 @@
 //! One pass through the network.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::decoder::{Decoder, packed_quantiles};
@@ -56,8 +58,8 @@ pub struct Batch {
     pub anchors: Vec<f32>,
     /// origins x steps x spreads.
     pub spreads: Vec<f32>,
-    /// Days, oldest first, x origins x patch inputs.
-    pub patches: Vec<f32>,
+    /// Days, oldest first, x origins x patch inputs; shared with the way back, which needs them again.
+    pub patches: Arc<Vec<f32>>,
 }
 
 /// Factors that switch units off during training: 0 or 1 / (share kept).
@@ -284,7 +286,7 @@ mod tests {
             origin_inputs: fill(origins * ORIGIN_INPUTS),
             anchors: fill(rows * ANCHORS),
             spreads: fill(rows * SPREADS).into_iter().map(f32::abs).collect(),
-            patches: fill(PATCHES * origins * 9),
+            patches: Arc::new(fill(PATCHES * origins * 9)),
         }
     }
 

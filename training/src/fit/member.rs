@@ -1,6 +1,6 @@
 //! Training one network.
 
-use foreshard_model::{Architecture, DropoutMasks, Lanes, Weights};
+use foreshard_model::{Architecture, DropoutMasks, Features, Lanes, Weights, pretrained};
 use rand::seq::index;
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -9,7 +9,7 @@ use super::TrainError;
 use super::loss::{loss_and_gradient, plain_loss};
 use super::optimiser::{AdamW, Average, clip, learning_rate};
 use super::sampling::Samples;
-use super::spec::{FitControl, FitProgress, MemberSpec, ProductSpec, TrainSpec};
+use super::spec::{FitControl, FitProgress, MemberSpec, ProductSpec, TrainParams, TrainSpec};
 use crate::checkpoint::{CheckpointFile, MemberState, Progress};
 
 /// Pieces of a batch whose gradients are computed apart and summed in this order: fixed, so that the number of threads
@@ -17,6 +17,9 @@ use crate::checkpoint::{CheckpointFile, MemberState, Progress};
 const CHUNKS: usize = 4;
 /// Every so many-th step of the horizon takes part in a batch and in validation.
 const STEP_SHARE: usize = 4;
+
+/// The learning rate of a pre-trained network, to that of a fresh one.
+const FINE_TUNING: f64 = 0.5;
 
 /// When a network has learned enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,22 @@ pub(super) struct Done {
     pub best: usize,
 }
 
+impl MemberSpec {
+    fn architecture(&self, features: &Features) -> Architecture {
+        Architecture { encoder: self.encoder, decoder: self.decoder, ..Architecture::new(features) }
+    }
+
+    /// The network that it begins with, if it is to begin with one and there is one.
+    fn start(&self, features: &Features) -> Option<Weights> {
+        if self.pretrained { pretrained(features, self.architecture(features)) } else { None }
+    }
+}
+
+/// The networks of a product of this shape.
+pub(super) fn members_of<'a>(params: &'a TrainParams, features: &Features) -> Vec<&'a MemberSpec> {
+    params.members.iter().filter(|m| !m.pretrained || m.start(features).is_some()).collect()
+}
+
 impl<'a> MemberRun<'a> {
     pub(super) fn new(
         product: &'a ProductSpec,
@@ -57,20 +76,23 @@ impl<'a> MemberRun<'a> {
         spec: &'a TrainSpec,
         until: Until,
     ) -> Self {
-        let sizes = Architecture::new(samples.features());
-        let architecture = Architecture { encoder: member.encoder, decoder: member.decoder, ..sizes };
+        let architecture = member.architecture(samples.features());
         let warm = spec.params().warm_start.as_ref().and_then(|version| {
             let weights = version.forecaster(&product.name)?.parts().members.get(index)?;
             (weights.architecture == architecture).then(|| weights.values.clone())
         });
+        let known = || member.start(samples.features()).map(|weights| weights.values);
         let fresh = || {
             let mut weights = architecture.initial(&mut generator(spec, index, 0, 0));
+            if !spec.params().calendar {
+                architecture.blind_to_calendar(&mut weights);
+            }
             if member.hide_quantiles >= 1.0 {
                 architecture.blind_to_quantiles(&mut weights);
             }
             weights.values
         };
-        let weights = warm.unwrap_or_else(fresh);
+        let weights = warm.or_else(known).unwrap_or_else(fresh);
         let state = MemberState {
             step: 0,
             optimiser: AdamW::new(weights.len()),
@@ -116,6 +138,10 @@ impl<'a> MemberRun<'a> {
             Ok(file.write(progress)?)
         };
         let (limit, looks) = (self.limit(), self.until == Until::Best);
+        if looks && self.member.pretrained && self.state.step == 0 {
+            // What it knows already may be the best there is for this history.
+            self.look(lanes)?;
+        }
         while self.state.step < limit && self.state.looks_since_best < params.patience {
             if (control.stop)() {
                 save(self)?;
@@ -141,7 +167,7 @@ impl<'a> MemberRun<'a> {
     /// Which network this is, counted over both parts of the fit, and of how many.
     fn position(&self) -> (usize, usize) {
         let params = self.spec.params();
-        let members = params.members.len();
+        let members = members_of(params, self.samples.features()).len();
         let parts = if params.refit { 2 } else { 1 };
         let before = if self.until == Until::Best { 0 } else { members };
         (before + self.index, parts * members)
@@ -181,7 +207,8 @@ impl<'a> MemberRun<'a> {
                 return Err(TrainError::NotFinite { what, product: self.product.name.clone(), step: number });
             }
         }
-        let rate = learning_rate(params.learning_rate, number, params.warm_up, params.steps);
+        let peak = params.learning_rate * if self.member.pretrained { FINE_TUNING } else { 1.0 };
+        let rate = learning_rate(peak, number, params.warm_up, params.steps);
         self.state.optimiser.step(&mut self.state.weights, &gradient, rate, params.weight_decay);
         self.state.average.update(&self.state.weights, number);
         self.state.step += 1;

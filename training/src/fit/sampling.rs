@@ -1,15 +1,13 @@
 //! Which origins a fit learns from, and which it is judged on.
 
 use foreshard_domain::{Metric, ShardId, Timestamp};
-use foreshard_model::{Batch, FeatureTable, Features, Filled, Lanes, MIN_HISTORY_DAYS, PATCHES};
+use foreshard_model::{Batch, CALENDAR, FeatureTable, Features, Filled, Lanes, MIN_HISTORY_DAYS, PATCHES, STEP_INPUTS};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::TrainError;
 use super::spec::{ProductSpec, TrainSeries, TrainSpec};
 
-/// Most (origin, step) rows of features held at once; bounds memory at about 80 MB.
-const MOST_ROWS: usize = 500_000;
 /// Most origins of the validation stretch.
 const MOST_VALIDATION: usize = 512;
 /// Targets lie within so many scales; beyond it a single burst would steer the weights.
@@ -52,6 +50,7 @@ pub(crate) struct Table {
     targets: Vec<f32>,
     weights: Vec<f32>,
     horizon: usize,
+    calendar: bool,
 }
 
 /// A batch with what should come out.
@@ -87,7 +86,7 @@ impl Samples {
         let ready = lanes.map(&usable, |_, s| Ready::new(s, &features, spec.params().validation_share, part));
         let ready: Vec<Ready> = ready.into_iter().flatten().collect();
         let mut rng = ChaCha8Rng::seed_from_u64(spec.params().seed);
-        let most = spec.params().origins.min((MOST_ROWS / features.horizon.max(1)).max(1));
+        let most = spec.params().origins.min((spec.params().rows / features.horizon.max(1)).max(1));
         let mut train = Vec::new();
         let mut validation = Vec::new();
         for (i, one) in ready.iter().enumerate() {
@@ -106,7 +105,7 @@ impl Samples {
             return Err(TrainError::TooLittleHistory { product: product.name.clone(), series: series.len(), days });
         }
         let table = |chosen: &[(usize, usize)]| {
-            Table::new(features, &ready, chosen, lanes)
+            Table::new(features, &ready, chosen, spec.params().calendar, lanes)
                 .map_err(|one| TrainError::TooLarge { series: Box::new((one.shard.clone(), one.metric)) })
         };
         let (train, validation) = (table(&train)?, table(&validation)?);
@@ -185,6 +184,7 @@ impl Table {
         features: Features,
         series: &'a [Ready],
         chosen: &[(usize, usize)],
+        calendar: bool,
         lanes: &Lanes,
     ) -> Result<Self, &'a Ready> {
         let known = |(i, o): &(usize, usize)| Some((series.get(*i)?, *o));
@@ -201,7 +201,7 @@ impl Table {
             targets.extend(z.map(|z| if z.is_finite() { z.clamp(-MOST_TARGET, MOST_TARGET) } else { f32::NAN }));
         }
         let weights = weights(&table, &chosen);
-        Ok(Self { features: table, targets, weights, horizon: features.horizon })
+        Ok(Self { features: table, targets, weights, horizon: features.horizon, calendar })
     }
 
     /// How many origins.
@@ -211,7 +211,10 @@ impl Table {
 
     /// The example of some origins at some steps; origins for which `hide` is true show no quantiles.
     pub(crate) fn example(&self, origins: &[usize], steps: &[usize], hide: impl Fn(usize) -> bool) -> Example {
-        let batch = self.features.batch(origins, steps, hide);
+        let mut batch = self.features.batch(origins, steps, hide);
+        if !self.calendar {
+            batch.step_inputs.chunks_exact_mut(STEP_INPUTS).for_each(|row| row[CALENDAR].fill(0.0));
+        }
         let mut targets = Vec::with_capacity(origins.len() * steps.len());
         let mut weights = Vec::with_capacity(origins.len() * steps.len());
         for origin in origins {

@@ -48,13 +48,20 @@ pub struct MemberSpec {
     pub decoder: usize,
     /// Share of the samples from which the quantiles of the last day and week are hidden; 1 keeps them out altogether.
     pub hide_quantiles: f32,
+    /// Whether it begins with the network of its sizes that was fitted on made-up loads; where there is none for the shape of
+    /// a product, the product does without this member.
+    #[serde(default)]
+    pub pretrained: bool,
 }
 
 impl MemberSpec {
     /// Patched LSTM encoder and decoder.
-    pub const LSTM: MemberSpec = MemberSpec { encoder: 32, decoder: 64, hide_quantiles: 0.5 };
+    pub const LSTM: MemberSpec = MemberSpec { encoder: 32, decoder: 64, hide_quantiles: 0.5, pretrained: false };
+    /// The same two, but from networks that know what loads do in general.
+    pub const PRETRAINED: [MemberSpec; 2] =
+        [MemberSpec { pretrained: true, ..Self::LSTM }, MemberSpec { pretrained: true, ..Self::DECODER }];
     /// Decoder over lag features alone, which never sees the quantiles: as unlike the other as it can be.
-    pub const DECODER: MemberSpec = MemberSpec { encoder: 0, decoder: 64, hide_quantiles: 1.0 };
+    pub const DECODER: MemberSpec = MemberSpec { encoder: 0, decoder: 64, hide_quantiles: 1.0, pretrained: false };
 }
 
 /// How to fit; every number has a default that suits tens of series over some weeks.
@@ -74,7 +81,9 @@ pub struct TrainParams {
     pub batch: usize,
     /// Origins drawn in all.
     pub origins: usize,
-    /// Peak of the learning rate.
+    /// Most (origin, step) rows of features held at once, which bounds the origins too: about 160 bytes each.
+    pub rows: usize,
+    /// Peak of the learning rate; half of it for a network that knows something already.
     pub learning_rate: f64,
     /// Steps over which it rises to the peak.
     pub warm_up: usize,
@@ -95,6 +104,8 @@ pub struct TrainParams {
     /// Whether the networks that answer are fitted anew on all values, the held-back end with them, for the steps that
     /// served best before it; what is held back is otherwise never learned from, and it is the newest there is.
     pub refit: bool,
+    /// Whether networks see the time of the day and the week.
+    pub calendar: bool,
     /// Worker threads; 0 means one for each core. No result depends on it.
     pub threads: usize,
     /// A version whose networks are the start, where names and sizes agree.
@@ -106,11 +117,12 @@ impl Default for TrainParams {
         Self {
             products: Product::ALL.map(ProductSpec::from).to_vec(),
             metrics: None,
-            members: vec![MemberSpec::LSTM, MemberSpec::DECODER],
+            members: [&[MemberSpec::LSTM, MemberSpec::DECODER][..], &MemberSpec::PRETRAINED].concat(),
             seed: 1,
             steps: 500,
             batch: 128,
             origins: 8000,
+            rows: 500_000,
             learning_rate: 3e-3,
             warm_up: 50,
             weight_decay: 1e-3,
@@ -121,6 +133,7 @@ impl Default for TrainParams {
             patience: 5,
             calibrate: true,
             refit: true,
+            calendar: true,
             threads: 0,
             warm_start: None,
         }
@@ -206,7 +219,9 @@ impl TrainParams {
     /// [`TrainErrors`] with every problem.
     pub fn check(self) -> Result<TrainSpec, TrainErrors> {
         let mut problems = self.product_problems();
-        for (what, empty) in [("products", self.products.is_empty()), ("members", self.members.is_empty())] {
+        for (what, empty) in
+            [("products", self.products.is_empty()), ("members", self.members.iter().all(|m| m.pretrained))]
+        {
             problems.extend(empty.then_some(TrainProblem::Empty { what }));
         }
         if self.metrics.as_ref().is_some_and(Vec::is_empty) {
@@ -248,6 +263,7 @@ impl TrainParams {
             count("steps", self.steps, 1_000_000),
             count("batch", self.batch, 65_536),
             count("origins", self.origins, 1_000_000),
+            count("rows", self.rows, 100_000_000),
             count("validate_every", self.validate_every, 1_000_000),
             count("patience", self.patience, 1_000_000),
             positive("learning_rate", self.learning_rate, 1.0),

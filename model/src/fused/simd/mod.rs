@@ -84,12 +84,6 @@ pub(super) trait Vector: Copy {
     /// 2 to the power of `self`, a whole number from -126 to 127.
     fn power_of_two(self) -> Self;
 
-    /// 1 / self within 2e-7 of it, for positive numbers of ordinary size: dividing is what activations spend most on.
-    #[inline(always)]
-    fn recip(self) -> Self {
-        Self::constant(1.0).div(self)
-    }
-
     /// tanh by a rational function, within 1e-6.
     #[inline(always)]
     fn tanh(self) -> Self {
@@ -106,7 +100,7 @@ pub(super) trait Vector: Copy {
             .mul_add(s, Self::constant(1.185_347_1e-4))
             .mul_add(s, Self::constant(2.268_434_6e-3))
             .mul_add(s, Self::constant(4.893_525e-3));
-        above.mul(x).mul(below.recip())
+        above.mul(x).div(below)
     }
 
     /// 1 / (1 + e^-x).

@@ -11,7 +11,7 @@ use super::{Vector, Work};
 macro_rules! vector {
     ($(#[$about:meta])* $name:ident, $raw:ty, $width:literal x $rows:literal, $splat:ident, $load:ident, $store:ident,
      $add:ident, $sub:ident, $mul:ident, $div:ident, $mul_add:ident, $min:ident, $max:ident,
-     $recip:ident, $negated_mul_add:ident, $whole:ident, $splat_whole:ident, $add_whole:ident, $shift:ident, $bits:ident) => {
+     $whole:ident, $splat_whole:ident, $add_whole:ident, $shift:ident, $bits:ident) => {
         $(#[$about])*
         #[derive(Clone, Copy)]
         pub(super) struct $name($raw);
@@ -67,13 +67,6 @@ macro_rules! vector {
             fn max(self, b: Self) -> Self {
                 Self(unsafe { $max(self.0, b.0) })
             }
-            // The machine's guess of 12 or 14 bits, and one step of Newton's.
-            #[inline(always)]
-            fn recip(self) -> Self {
-                let guess = unsafe { $recip(self.0) };
-                let missing = unsafe { $negated_mul_add(self.0, guess, $splat(1.0)) };
-                Self(unsafe { $mul_add(guess, missing, guess) })
-            }
             // The exponent's bits.
             #[inline(always)]
             fn power_of_two(self) -> Self {
@@ -88,13 +81,13 @@ vector!(
     /// Eight numbers; sixteen registers hold 3 x 4 sums.
     Avx2, __m256, 8 x 3, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps,
     _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_min_ps, _mm256_max_ps,
-    _mm256_rcp_ps, _mm256_fnmadd_ps, _mm256_cvtps_epi32, _mm256_set1_epi32, _mm256_add_epi32, _mm256_slli_epi32, _mm256_castsi256_ps
+    _mm256_cvtps_epi32, _mm256_set1_epi32, _mm256_add_epi32, _mm256_slli_epi32, _mm256_castsi256_ps
 );
 vector!(
     /// Sixteen numbers; 32 registers hold 6 x 4 sums.
     Avx512, __m512, 16 x 6, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps,
     _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_min_ps, _mm512_max_ps,
-    _mm512_rcp14_ps, _mm512_fnmadd_ps, _mm512_cvtps_epi32, _mm512_set1_epi32, _mm512_add_epi32, _mm512_slli_epi32, _mm512_castsi512_ps
+    _mm512_cvtps_epi32, _mm512_set1_epi32, _mm512_add_epi32, _mm512_slli_epi32, _mm512_castsi512_ps
 );
 
 /// # Safety
