@@ -10,8 +10,8 @@ use foreshard_domain::Product;
 
 use crate::{Architecture, Features, ForecastSpec, Weights, read_weights};
 
-/// Names of the networks in a file: with the LSTM, and the decoder alone.
-pub const PRETRAINED: [&str; 2] = ["lstm", "decoder"];
+/// Names of the networks in a file: the whole one, and the same without its recurrent part, which tells what that is worth.
+pub const PRETRAINED: [&str; 2] = ["lstm", "lags"];
 
 fn file(product: Product) -> &'static [u8] {
     match product {

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use foreshard_datasets::{Bounds, GridSeries};
-use foreshard_domain::{Metric, QuantileLevels, ShardId, Step, Timestamp};
+use foreshard_domain::{Metric, Product, QuantileLevels, ShardId, Step, Timestamp};
 use foreshard_model::{
-    Context, ForecastSpec, Forecaster, SeasonalNaive, Version, VersionParts, VersionProduct, weights_bytes,
-    write_version,
+    Architecture, Context, Features, ForecastSpec, Forecaster, SeasonalNaive, Version, VersionParts, VersionProduct,
+    pretrained, weights_bytes, write_version,
 };
 use foreshard_training::{
     CheckpointError, CheckpointPolicy, FitControl, FittedModel, MemberSpec, ProductSpec, TrainError, TrainParams,
@@ -278,4 +278,37 @@ fn a_start_that_cannot_be_computed_with_is_told_at_once() {
     let error = run(TrainParams { warm_start: Some(Arc::new(version)), ..params() }, &data).unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { step: 0, .. }), "{error}");
     assert!(error.to_string().contains("at step 0"), "{error}");
+}
+
+#[test]
+fn a_fit_begins_from_what_is_known_of_loads() {
+    let step = Step::from_ms(900_000).unwrap();
+    let quarters = |s: TrainSeries| {
+        let values: Vec<f32> = s.series.values.iter().flat_map(|v| [*v; 4]).collect();
+        TrainSeries { usable: values.len(), series: GridSeries { step, values, ..s.series }, ..s }
+    };
+    let data = BTreeMap::from([("next_day".to_owned(), series(2, 30).into_iter().map(quarters).collect())]);
+    let product = ProductSpec::from(Product::NextDay);
+    let features = Features::new(&product.forecast);
+    let params = TrainParams {
+        products: vec![product],
+        members: vec![MemberSpec::PRETRAINED],
+        learning_rate: 1e-9,
+        steps: 1,
+        origins: 60,
+        ..TrainParams::default()
+    };
+    let fitted = run(params, &data).unwrap().into_members("next_day").unwrap();
+    let known = pretrained(&features, Architecture::new(&features)).unwrap();
+    assert_eq!(fitted.len(), 1);
+    assert_eq!(fitted[0].architecture, known.architecture);
+    let far = fitted[0].values.iter().zip(&known.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far < 1e-6, "{far}");
+}
+
+#[test]
+fn shapes_without_a_pretrained_network_take_the_decoder() {
+    let params = TrainParams { members: vec![MemberSpec::PRETRAINED], steps: 2, ..params() };
+    let fitted = run(params, &data()).unwrap().into_members("hourly").unwrap();
+    assert_eq!((fitted.len(), fitted[0].architecture.encoder), (1, 0));
 }

@@ -39,8 +39,9 @@ pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<V
     let subject = subject(args, settings, &mut task, &mut progress)?;
     let mut evaluations = vec![(ContenderRole::Subject, subject)];
     if args.compare == Compare::All && args.version.is_none() && args.model == ModelKind::Lstm {
-        let lags = MemberSpec { encoder: 0, ..MemberSpec::LSTM };
-        let rival = trained(args, settings, &mut task, &mut progress, ("lags_only", &[lags, MemberSpec::DECODER]))?;
+        let without = |member: MemberSpec| MemberSpec { encoder: 0, ..member };
+        let lags = TrainParams::default().members.into_iter().map(without).collect::<Vec<_>>();
+        let rival = trained(args, settings, &mut task, &mut progress, ("lags_only", &lags))?;
         evaluations.extend(rival.map(|rival| (ContenderRole::Rival, rival)));
     }
     for (role, rival) in rivals(args.compare, &task.spec)? {

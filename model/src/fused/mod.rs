@@ -1,4 +1,5 @@
-//! A stack of LSTM layers that is computed as a whole, forward and backward, on the CPU's vector instructions.
+//! The network's parts, each computed as a whole, forward and backward, on the CPU's vector instructions: a stack of LSTM
+//! layers (here), the decoder with its loss ([`decoder`]) and the patch layer ([`dense`](mod@dense)).
 //!
 //! A tensor library computes an LSTM step by step, and on networks of this size the steps' overhead costs more than their
 //! arithmetic. Here the whole stack is one operation: [`LstmTraining`] is one node of the tensor library's graph with a
@@ -13,7 +14,7 @@
 //!                            |
 //!  gradient of last states --> steps backward, layers downward      backward.rs  --> Gates per chunk, summed in order
 //!                            |
-//!  all of it generic over Vector, all products in multiply_add      simd/, the only unsafe code
+//!  all of it generic over Vector, all products in multiply_add      simd/, the only unsafe code; products.rs: whole matrices
 //!                            |
 //!  training.rs (tensors, threads, tapes kept for reuse), inference.rs (workspaces): what the outside sees
 //! ```

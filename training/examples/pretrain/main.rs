@@ -1,6 +1,7 @@
-//! Makes the networks that every fit begins with beside its own (`model/pretrained`): the two of [`TrainParams`], fitted on
-//! made-up loads alone. `cargo run --release -p foreshard-training --example pretrain`; one seed, so the same machine and
-//! instructions give the same files. It takes some minutes. They have to be made anew when features or sizes change.
+//! Makes the networks that fits begin with beside a fresh one (`model/pretrained`): fitted on made-up loads alone.
+//!
+//! `cargo run --release -p foreshard-training --example pretrain`: some minutes on two cores, 10 GB of memory; one seed, so the
+//! same instructions give the same files. They have to be made anew when features or sizes change.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::unwrap_used, clippy::print_stderr)]
 
 mod loads;
@@ -15,7 +16,9 @@ use foreshard_training::{FitControl, MemberSpec, ProductSpec, TrainParams, Train
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const SERIES: u64 = 1000;
+const SERIES: u64 = 12_000;
+const ORIGINS: usize = 180_000;
+const STEPS: usize = 24_000;
 const SEED: u64 = 5;
 
 /// A made-up series in the steps of a product.
@@ -47,11 +50,11 @@ fn main() {
         let all = (0..SERIES).map(|number| series(&product, number)).collect();
         let params = TrainParams {
             products: vec![product],
-            members: vec![MemberSpec::LSTM, MemberSpec::DECODER],
+            members: vec![MemberSpec::LSTM, MemberSpec { encoder: 0, ..MemberSpec::LSTM }],
             seed: SEED,
-            steps: 1000,
-            origins: 18_000,
-            rows: 1_500_000,
+            steps: STEPS,
+            origins: ORIGINS,
+            rows: 96 * ORIGINS,
             dropout: 0.1,
             validation_share: 0.02,
             patience: 1_000_000,

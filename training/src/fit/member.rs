@@ -34,7 +34,7 @@ pub(super) enum Until {
 pub(super) struct MemberRun<'a> {
     product: &'a ProductSpec,
     index: usize,
-    member: &'a MemberSpec,
+    member: MemberSpec,
     samples: &'a Samples,
     spec: &'a TrainSpec,
     architecture: Architecture,
@@ -63,15 +63,16 @@ impl MemberSpec {
 }
 
 /// The networks of a product of this shape.
-pub(super) fn members_of<'a>(params: &'a TrainParams, features: &Features) -> Vec<&'a MemberSpec> {
-    params.members.iter().filter(|m| !m.pretrained || m.start(features).is_some()).collect()
+pub(super) fn members_of(params: &TrainParams, features: &Features) -> Vec<MemberSpec> {
+    let member = |m: &MemberSpec| if m.pretrained && m.start(features).is_none() { MemberSpec::DECODER } else { *m };
+    params.members.iter().map(member).collect()
 }
 
 impl<'a> MemberRun<'a> {
     pub(super) fn new(
         product: &'a ProductSpec,
         index: usize,
-        member: &'a MemberSpec,
+        member: MemberSpec,
         samples: &'a Samples,
         spec: &'a TrainSpec,
         until: Until,
@@ -167,7 +168,7 @@ impl<'a> MemberRun<'a> {
     /// Which network this is, counted over both parts of the fit, and of how many.
     fn position(&self) -> (usize, usize) {
         let params = self.spec.params();
-        let members = members_of(params, self.samples.features()).len();
+        let members = params.members.len();
         let parts = if params.refit { 2 } else { 1 };
         let before = if self.until == Until::Best { 0 } else { members };
         (before + self.index, parts * members)

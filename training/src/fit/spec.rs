@@ -49,7 +49,7 @@ pub struct MemberSpec {
     /// Share of the samples from which the quantiles of the last day and week are hidden; 1 keeps them out altogether.
     pub hide_quantiles: f32,
     /// Whether it begins with the network of its sizes that was fitted on made-up loads; where there is none for the shape of
-    /// a product, the product does without this member.
+    /// a product, [`MemberSpec::DECODER`] takes its place.
     #[serde(default)]
     pub pretrained: bool,
 }
@@ -57,9 +57,8 @@ pub struct MemberSpec {
 impl MemberSpec {
     /// Patched LSTM encoder and decoder.
     pub const LSTM: MemberSpec = MemberSpec { encoder: 32, decoder: 64, hide_quantiles: 0.5, pretrained: false };
-    /// The same two, but from networks that know what loads do in general.
-    pub const PRETRAINED: [MemberSpec; 2] =
-        [MemberSpec { pretrained: true, ..Self::LSTM }, MemberSpec { pretrained: true, ..Self::DECODER }];
+    /// The same, but from a network that knows what loads do in general.
+    pub const PRETRAINED: MemberSpec = MemberSpec { pretrained: true, ..Self::LSTM };
     /// Decoder over lag features alone, which never sees the quantiles: as unlike the other as it can be.
     pub const DECODER: MemberSpec = MemberSpec { encoder: 0, decoder: 64, hide_quantiles: 1.0, pretrained: false };
 }
@@ -117,7 +116,7 @@ impl Default for TrainParams {
         Self {
             products: Product::ALL.map(ProductSpec::from).to_vec(),
             metrics: None,
-            members: [&[MemberSpec::LSTM, MemberSpec::DECODER][..], &MemberSpec::PRETRAINED].concat(),
+            members: vec![MemberSpec::LSTM, MemberSpec::PRETRAINED],
             seed: 1,
             steps: 500,
             batch: 128,
@@ -219,9 +218,7 @@ impl TrainParams {
     /// [`TrainErrors`] with every problem.
     pub fn check(self) -> Result<TrainSpec, TrainErrors> {
         let mut problems = self.product_problems();
-        for (what, empty) in
-            [("products", self.products.is_empty()), ("members", self.members.iter().all(|m| m.pretrained))]
-        {
+        for (what, empty) in [("products", self.products.is_empty()), ("members", self.members.is_empty())] {
             problems.extend(empty.then_some(TrainProblem::Empty { what }));
         }
         if self.metrics.as_ref().is_some_and(Vec::is_empty) {

@@ -201,6 +201,7 @@ pub(super) fn multiply_add<V: Vector, const R: usize, const C: usize>(
     let (from_left, from_right) = (left.from[..=last_left].as_ptr(), right.from[..=last_right].as_ptr());
     let (mut at_left, mut at_right) = (0usize, 0usize);
     for _ in 0..n {
+        debug_assert!(at_left + (R - 1) * left.row <= last_left && at_right + C * V::WIDTH <= last_right + 1);
         // SAFETY: in pass k at_left is k left.depth and at_right is k right.depth, k < n; so all offsets are at most
         // last_left, and at most last_right - (WIDTH - 1) for the first number of a vector, within the slices above.
         unsafe {
