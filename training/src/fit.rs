@@ -192,7 +192,7 @@ fn fit_product(
     let network = |source| TrainError::Network { product: product.name.clone(), source };
     let features = Features::new(&product.forecast);
     let samples = Samples::draw(product, series, spec, features, Part::BeforeCut, lanes)?;
-    let until = vec![Until::Best; spec.params().members.len()];
+    let until = vec![Until::Best; members_of(spec.params(), &features).len()];
     let judged = fit_members(product, &samples, spec, &until, control, lanes, (file, &mut *progress))?;
     let members = judged.iter().map(|done| done.weights.clone()).collect();
     let parts = TrainedParts { name: product.name.clone(), spec: product.forecast.clone(), members, widths: None };

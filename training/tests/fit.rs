@@ -308,7 +308,7 @@ fn a_fit_begins_from_what_is_known_of_loads() {
 
 #[test]
 fn shapes_without_a_pretrained_network_take_the_decoder() {
-    let params = TrainParams { members: vec![MemberSpec::PRETRAINED], steps: 2, ..params() };
+    let params = TrainParams { members: vec![MemberSpec::PRETRAINED; 2], steps: 2, ..params() };
     let fitted = run(params, &data()).unwrap().into_members("hourly").unwrap();
     assert_eq!((fitted.len(), fitted[0].architecture.encoder), (1, 0));
 }

@@ -64,8 +64,12 @@ impl MemberSpec {
 
 /// The networks of a product of this shape.
 pub(super) fn members_of(params: &TrainParams, features: &Features) -> Vec<MemberSpec> {
-    let member = |m: &MemberSpec| if m.pretrained && m.start(features).is_none() { MemberSpec::DECODER } else { *m };
-    params.members.iter().map(member).collect()
+    let mut stands_in = false;
+    let member = |m: &MemberSpec| match m.pretrained && m.start(features).is_none() {
+        false => Some(*m),
+        true => (!std::mem::replace(&mut stands_in, true)).then_some(MemberSpec::DECODER),
+    };
+    params.members.iter().filter_map(member).collect()
 }
 
 impl<'a> MemberRun<'a> {
@@ -168,7 +172,7 @@ impl<'a> MemberRun<'a> {
     /// Which network this is, counted over both parts of the fit, and of how many.
     fn position(&self) -> (usize, usize) {
         let params = self.spec.params();
-        let members = params.members.len();
+        let members = members_of(params, self.samples.features()).len();
         let parts = if params.refit { 2 } else { 1 };
         let before = if self.until == Until::Best { 0 } else { members };
         (before + self.index, parts * members)

@@ -49,7 +49,7 @@ pub struct MemberSpec {
     /// Share of the samples from which the quantiles of the last day and week are hidden; 1 keeps them out altogether.
     pub hide_quantiles: f32,
     /// Whether it begins with the network of its sizes that was fitted on made-up loads; where there is none for the shape of
-    /// a product, [`MemberSpec::DECODER`] takes its place.
+    /// a product, one [`MemberSpec::DECODER`] takes the place of all such members.
     #[serde(default)]
     pub pretrained: bool,
 }
@@ -116,7 +116,7 @@ impl Default for TrainParams {
         Self {
             products: Product::ALL.map(ProductSpec::from).to_vec(),
             metrics: None,
-            members: vec![MemberSpec::LSTM, MemberSpec::PRETRAINED],
+            members: vec![MemberSpec::LSTM, MemberSpec::PRETRAINED, MemberSpec::PRETRAINED],
             seed: 1,
             steps: 500,
             batch: 128,
