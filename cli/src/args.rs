@@ -193,6 +193,9 @@ pub struct EvaluateArgs {
     /// Rivals
     #[arg(long, default_value = "none")]
     pub compare: Compare,
+    /// Judge the risk of so many random groups of 2 to 8 shards, each as if it shared a node (models with templates only)
+    #[arg(long, value_name = "GROUPS")]
+    pub node_risk: Option<usize>,
     /// Seed [default: train.seed of the settings]
     #[arg(long)]
     pub seed: Option<u64>,

@@ -165,6 +165,42 @@ pub struct EvaluationSection {
     pub contenders: Vec<Contender>,
     /// Windows of the subject.
     pub fans: Vec<FanWindow>,
+    /// How well the subject foretold the risk of groups of shards; left out where it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_risk: Option<NodeRiskFigures>,
+}
+
+/// How well the risk of random groups of shards was foretold, each group as if it shared a node whose limit is a quantile of its
+/// own summed past. The event: any step of the window is over the limit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRiskFigures {
+    /// Groups that were drawn.
+    pub groups: usize,
+    /// Windows of groups that could be judged.
+    pub windows: usize,
+    /// Share of them with the event.
+    pub observed: f64,
+    /// Brier score of the probability from joint scenarios.
+    pub joint: f64,
+    /// The same from 1 - product of (1 - probability of the step), shards independent of each other.
+    pub independent: f64,
+    /// The same from the largest probability of a single step, shards independent of each other.
+    pub max_marginal: f64,
+    /// Windows by the probability from joint scenarios, in rising order; bins without a window are left out.
+    pub bins: Vec<RiskBin>,
+}
+
+/// Windows whose probability was foretold alike.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RiskBin {
+    /// How many.
+    pub windows: usize,
+    /// Their mean probability.
+    pub predicted: f64,
+    /// Share of them with the event.
+    pub observed: f64,
 }
 
 /// A name and what it stands for, in words.

@@ -21,7 +21,7 @@ mod topology;
 pub use cost::{BackendKind, Consistency, CostModel, CostTerms, MoveFeatures, MovePrediction};
 pub use evaluation::{
     Contender, ContenderRole, EvaluationReport, EvaluationSection, EventFigures, EventScores, Fact, FanWindow,
-    GateVerdict, LevelFigure, Scores, StepsFigure,
+    GateVerdict, LevelFigure, NodeRiskFigures, RiskBin, Scores, StepsFigure,
 };
 pub use forecast::{
     Calibration, Fallback, ForecastError, ModelVersion, Product, Provenance, QuantileForecast, SeriesForecast,

@@ -63,6 +63,7 @@ fn data() -> ReportData {
         provenance: vec![Fact { name: "trained until".into(), value: "2024-05-01T00:00:00Z".into() }],
         verdict: Some(GateVerdict { promoted: true, reasons: vec!["WQL .771 of seasonal naive".into()] }),
         sections: vec![EvaluationSection {
+            node_risk: None,
             name: "next_hours, cpu_util".into(),
             step: Step::FIVE_MINUTES,
             contenders: vec![

@@ -236,6 +236,7 @@ pub fn section(
         step: protocol.step,
         contenders: evaluations.iter().map(contender).collect(),
         fans: evaluations.first().map_or_else(Vec::new, |(_, subject)| fans(series, subject)),
+        node_risk: None,
     }
 }
 

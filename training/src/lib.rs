@@ -9,6 +9,7 @@ mod evaluate;
 mod fit;
 mod gate;
 mod labels;
+mod node_risk;
 mod numbered;
 mod pipeline;
 mod registry;
@@ -28,6 +29,7 @@ pub use fit::{
 };
 pub use gate::{Contest, GateLimits, gate};
 pub use labels::Labels;
+pub use node_risk::{NodeRiskSpec, node_risk};
 pub use numbered::{FileError, Reservation};
 pub use pipeline::{PipelineError, TrainOptions, TrainReport, train_version};
 pub use registry::{Registry, RegistryError, VersionEntry};

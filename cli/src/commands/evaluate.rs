@@ -3,12 +3,14 @@
 use foreshard_datasets::{
     EvalSeries, History, LeftOut, Protocol, ReadFilter, evaluation_series, read_history, write_forecasts,
 };
-use foreshard_domain::{Contender, ContenderRole, EvaluationReport, Fact, QuantileLevels};
+use foreshard_domain::{
+    Contender, ContenderRole, EvaluationReport, EvaluationSection, Fact, NodeRiskFigures, QuantileLevels,
+};
 use foreshard_model::{ForecastSpec, Forecaster, LastValue, SeasonalNaive};
 use foreshard_report::evaluation_html;
 use foreshard_training::{
-    Entrant, Evaluation, FitControl, FittedModel, MemberSpec, ProductSpec, Registry, TrainError, TrainParams,
-    TrainSeries, evaluate, fit, section,
+    Entrant, Evaluation, FitControl, FittedModel, MemberSpec, NodeRiskSpec, ProductSpec, Registry, TrainError,
+    TrainParams, TrainSeries, evaluate, fit, node_risk, section,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,6 +20,9 @@ use crate::commands::progress::Progress;
 use crate::commands::{path, percent};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
+
+/// The limit of a group of shards: this quantile of its summed past.
+const GROUP_LIMIT: f64 = 0.95;
 
 /// What is scored, and what was not and why.
 struct Task {
@@ -37,12 +42,12 @@ pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<V
     let mut task = load(args)?;
     let mut progress = Progress::new();
     let subject = subject(args, settings, &mut task, &mut progress)?;
-    let mut evaluations = vec![(ContenderRole::Subject, subject)];
+    let mut evaluations = vec![(ContenderRole::Subject, subject.evaluation)];
     if args.compare == Compare::All && args.version.is_none() && args.model == ModelKind::Lstm {
         let without = |member: MemberSpec| MemberSpec { encoder: 0, ..member };
         let lags = TrainParams::default().members.into_iter().map(without).collect::<Vec<_>>();
         let rival = trained(args, settings, &mut task, &mut progress, ("lags_only", &lags))?;
-        evaluations.extend(rival.map(|rival| (ContenderRole::Rival, rival)));
+        evaluations.extend(rival.map(|rival| (ContenderRole::Rival, rival.evaluation)));
     }
     for (role, rival) in rivals(args.compare, &task.spec)? {
         progress.set(&format!("evaluating {}", rival.name()), 0.0, "");
@@ -53,7 +58,7 @@ pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<V
         let (_, subject) = &evaluations[0];
         write_forecasts(file, &subject.levels, &subject.rows)?;
     }
-    let report = report(args, task, &evaluations);
+    let report = report(args, task, &evaluations, subject.node_risk);
     if let Some(file) = &args.report {
         write_report(file, &report)?;
     }
@@ -96,20 +101,43 @@ fn described(path: &Path, history: &History) -> String {
     format!("{name}, {} rows, fingerprint {short}", history.rows())
 }
 
+/// What a forecaster said, and how well it foretold the risk of groups, if that was asked for.
+struct Answered {
+    evaluation: Evaluation,
+    node_risk: Option<NodeRiskFigures>,
+}
+
+impl Answered {
+    /// Lets a trained forecaster answer.
+    fn by(entrant: &Entrant<'_>, args: &EvaluateArgs, settings: &Settings, task: &Task) -> Result<Self, Failure> {
+        let evaluation = entrant.evaluate(&task.series, &task.protocol)?;
+        let seed = args.seed.unwrap_or(settings.train.seed);
+        let judged = |groups| {
+            let spec = NodeRiskSpec { groups, limit: GROUP_LIMIT, seed };
+            node_risk(&task.series, &evaluation, entrant.templates, &spec)
+        };
+        let node_risk = args.node_risk.and_then(judged);
+        Ok(Self { evaluation, node_risk })
+    }
+
+    /// Lets a rival answer, which has no joint scenarios.
+    fn by_rival(rival: &dyn Forecaster, task: &Task) -> Result<Self, Failure> {
+        Ok(Self { evaluation: evaluate(rival, None, &task.series, &task.protocol)?, node_risk: None })
+    }
+}
+
 fn subject(
     args: &EvaluateArgs,
     settings: &Settings,
     task: &mut Task,
     progress: &mut Progress,
-) -> Result<Evaluation, Failure> {
+) -> Result<Answered, Failure> {
     if let Some(number) = args.version {
         return existing(args, settings, number, task);
     }
     match args.model {
-        ModelKind::SeasonalNaive => {
-            Ok(evaluate(&SeasonalNaive::new(task.spec.clone()), None, &task.series, &task.protocol)?)
-        }
-        ModelKind::LastValue => Ok(evaluate(&LastValue::new(task.spec.clone()), None, &task.series, &task.protocol)?),
+        ModelKind::SeasonalNaive => Answered::by_rival(&SeasonalNaive::new(task.spec.clone()), task),
+        ModelKind::LastValue => Answered::by_rival(&LastValue::new(task.spec.clone()), task),
         ModelKind::Lstm => {
             let members = TrainParams::default().members;
             if let Some(trained) = trained(args, settings, task, progress, ("lstm", &members))? {
@@ -118,7 +146,7 @@ fn subject(
                 task.facts.push(fact("training", training));
                 return Ok(trained);
             }
-            Ok(evaluate(&SeasonalNaive::new(task.spec.clone()), None, &task.series, &task.protocol)?)
+            Answered::by_rival(&SeasonalNaive::new(task.spec.clone()), task)
         }
     }
 }
@@ -130,17 +158,17 @@ fn trained(
     task: &mut Task,
     progress: &mut Progress,
     (name, members): (&str, &[MemberSpec]),
-) -> Result<Option<Evaluation>, Failure> {
+) -> Result<Option<Answered>, Failure> {
     let Some(fitted) = train(args, settings, task, progress, members)? else { return Ok(None) };
     let protocol = &task.protocol.name;
     let forecaster = fitted.forecaster(protocol).ok_or("the fit left the protocol's product out")?;
     let entrant = Entrant { name: name.to_owned(), forecaster, templates: fitted.templates(protocol) };
     progress.set(&format!("evaluating {name}"), 0.0, "");
-    Ok(Some(entrant.evaluate(&task.series, &task.protocol)?))
+    Ok(Some(Answered::by(&entrant, args, settings, task)?))
 }
 
 /// Scores a version of the registry, unless it has seen what it would be scored on.
-fn existing(args: &EvaluateArgs, settings: &Settings, number: u64, task: &mut Task) -> Result<Evaluation, Failure> {
+fn existing(args: &EvaluateArgs, settings: &Settings, number: u64, task: &mut Task) -> Result<Answered, Failure> {
     let registry = Registry::open(path(&args.registry, &settings.registry.path))?;
     let version = registry.load(&settings.registry.model, number)?;
     let until = version.manifest().trained_until;
@@ -167,7 +195,7 @@ fn existing(args: &EvaluateArgs, settings: &Settings, number: u64, task: &mut Ta
     })?;
     task.facts.push(fact("trained until", until.to_string()));
     let entrant = Entrant::of_version(&version, &product.name).ok_or("the product is in the manifest alone")?;
-    Ok(entrant.evaluate(&task.series, &task.protocol)?)
+    Answered::by(&entrant, args, settings, task)
 }
 
 /// Fits once, on what each series has before its own first window (refit = "never"). `None` where that is too little to
@@ -226,7 +254,12 @@ fn rivals(compare: Compare, spec: &ForecastSpec) -> Result<Vec<Rival>, Failure> 
     Ok(rivals)
 }
 
-fn report(args: &EvaluateArgs, task: Task, evaluations: &[(ContenderRole, Evaluation)]) -> EvaluationReport {
+fn report(
+    args: &EvaluateArgs,
+    task: Task,
+    evaluations: &[(ContenderRole, Evaluation)],
+    node_risk: Option<NodeRiskFigures>,
+) -> EvaluationReport {
     let beside: Vec<(ContenderRole, &Evaluation)> = evaluations.iter().map(|(role, e)| (*role, e)).collect();
     let names: Vec<String> =
         args.history.iter().filter_map(|p| p.file_stem()).map(|n| n.to_string_lossy().into()).collect();
@@ -235,7 +268,10 @@ fn report(args: &EvaluateArgs, task: Task, evaluations: &[(ContenderRole, Evalua
         title: format!("{} on {}, protocol {}", evaluations[0].1.name, names.join(", "), task.protocol.name),
         provenance: task.facts,
         verdict: None,
-        sections: vec![section(&task.protocol.name, &task.series, &task.protocol, &beside)],
+        sections: vec![EvaluationSection {
+            node_risk,
+            ..section(&task.protocol.name, &task.series, &task.protocol, &beside)
+        }],
         notes,
     }
 }
@@ -256,11 +292,28 @@ fn text(report: &EvaluationReport) -> String {
         let rows: Vec<Vec<String>> = section.contenders.iter().map(|c| row(c, naive)).collect();
         let header = ["forecaster", "wql", "to naive", "sql_geo", "mase", "cover 80 %", "brier of event"];
         text.push_str(&format!("\n{}", output::table(&header, &rows)));
+        text.push_str(&section.node_risk.as_ref().map(risk_text).unwrap_or_default());
     }
     for note in &report.notes {
         text.push_str(&format!("note: {note}\n"));
     }
     text
+}
+
+fn risk_text(risk: &NodeRiskFigures) -> String {
+    let rows: Vec<Vec<String>> =
+        risk.bins.iter().map(|b| vec![b.windows.to_string(), percent(b.predicted), percent(b.observed)]).collect();
+    format!(
+        "\nrisk of {} groups of shards, {} windows, {} over their limit at some step\n\
+         Brier score: {:.4} by joint scenarios, {:.4} by independence, {:.4} by the largest step\n{}",
+        risk.groups,
+        risk.windows,
+        percent(risk.observed),
+        risk.joint,
+        risk.independent,
+        risk.max_marginal,
+        output::table(&["windows", "predicted", "observed"], &rows)
+    )
 }
 
 fn row(contender: &Contender, naive: Option<&Contender>) -> Vec<String> {
