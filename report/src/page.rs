@@ -103,6 +103,7 @@ fn section(part: &EvaluationSection, first: bool) -> String {
         blocks::render(&coverage, &part.contenders, &colors, minutes)
     );
     html.push_str(&table::event(&part.contenders, &colors).unwrap_or_default());
+    html.push_str(&part.node_risk.as_ref().map(table::node_risk).unwrap_or_default());
     if !part.fans.is_empty() {
         let _ = write!(
             html,

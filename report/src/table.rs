@@ -1,6 +1,6 @@
 //! Tables of figures, the subject beside its rivals and all beside seasonal naive.
 
-use foreshard_domain::{Contender, ContenderRole, EventFigures, Scores};
+use foreshard_domain::{Contender, ContenderRole, EventFigures, NodeRiskFigures, Scores};
 use std::fmt::Write as _;
 
 use crate::text::{escape, figure, percent};
@@ -78,4 +78,25 @@ pub(crate) fn event(contenders: &[Contender], colors: &[&str]) -> Option<String>
     }
     html.push_str("</tbody></table>");
     Some(html)
+}
+
+/// The table of the risk of groups of shards.
+pub(crate) fn node_risk(risk: &NodeRiskFigures) -> String {
+    let mut html = format!(
+        "<h3>Risk of random groups of shards, as if each shared a node</h3><p>{} groups, {} windows; in {} of them any step \
+         was over the limit. Brier score: {} by joint paths, {} as if independent, {} by the largest step.</p>\
+         <table><thead><tr><th>windows</th><th>predicted</th><th>observed</th></tr></thead><tbody>",
+        risk.groups,
+        risk.windows,
+        percent(Some(risk.observed)),
+        figure(Some(risk.joint)),
+        figure(Some(risk.independent)),
+        figure(Some(risk.max_marginal)),
+    );
+    for bin in &risk.bins {
+        let (predicted, observed) = (percent(Some(bin.predicted)), percent(Some(bin.observed)));
+        let _ = write!(html, "<tr><td>{}</td><td>{predicted}</td><td>{observed}</td></tr>", bin.windows);
+    }
+    html.push_str("</tbody></table>");
+    html
 }

@@ -3,7 +3,7 @@
 
 use foreshard_domain::{
     Contender, ContenderRole, EvaluationSection, EventFigures, EventScores, Fact, FanWindow, GateVerdict, LevelFigure,
-    Metric, QuantileForecast, QuantileLevels, Scores, ShardId, Step, StepsFigure, Timestamp,
+    Metric, NodeRiskFigures, QuantileForecast, QuantileLevels, RiskBin, Scores, ShardId, Step, StepsFigure, Timestamp,
 };
 use foreshard_report::{ReportData, evaluation_html};
 
@@ -63,7 +63,15 @@ fn data() -> ReportData {
         provenance: vec![Fact { name: "trained until".into(), value: "2024-05-01T00:00:00Z".into() }],
         verdict: Some(GateVerdict { promoted: true, reasons: vec!["WQL .771 of seasonal naive".into()] }),
         sections: vec![EvaluationSection {
-            node_risk: None,
+            node_risk: Some(NodeRiskFigures {
+                groups: 200,
+                windows: 2400,
+                observed: 0.31,
+                joint: 0.0912,
+                independent: 0.171,
+                max_marginal: 0.133,
+                bins: vec![RiskBin { windows: 420, predicted: 0.127, observed: 0.118 }],
+            }),
             name: "next_hours, cpu_util".into(),
             step: Step::FIVE_MINUTES,
             contenders: vec![
@@ -81,8 +89,18 @@ fn data() -> ReportData {
 #[test]
 fn everything_is_on_the_page() {
     let html = evaluation_html(&data());
-    for text in ["lstm/6", "0.771 ▼", "1.357 ▲", "78.0 %", "Promoted", "trained until", "shard x left out", "<svg"]
-    {
+    for text in [
+        "lstm/6",
+        "0.771 ▼",
+        "1.357 ▲",
+        "78.0 %",
+        "Promoted",
+        "trained until",
+        "shard x left out",
+        "<svg",
+        "0.0912",
+        "12.7 %",
+    ] {
         assert!(html.contains(text), "{text}");
     }
     assert_eq!(html.matches("<figure>").count(), 5);
