@@ -19,18 +19,18 @@ STEPS, INPUTS, UNITS, LEVELS, TARGETS = 288, 12, 64, 9, 48
 # The shipped network: inputs of a patch, days, inputs of an origin and of a step, anchors, spreads, units of LSTM and decoder;
 # steps of a training step (a quarter of the next day's) and of an answer.
 PATCH, DAYS, ORIGIN, STEP, ANCHORS, SPREADS, ENCODER, DECODER = 99, 14, 24, 28, 16, 8, 32, 64
-TRAINED, ANSWERED, OUTWARD = 24, 96, 12
+TRAINED, ANSWERED, OUTWARD, MEMBERS = 24, 96, 12, 3
 # One window's arithmetic in MFLOP, multiplications and additions, head included, activations not.
 HEAD = 2 * UNITS * LEVELS * TARGETS / 1e6
 
 
 def shipped_mflop(kind):
-    """Products of one origin: with the LSTM in training; both members in an answer."""
+    """Products of one origin: one member in training, all of them in an answer."""
     head = ANCHORS + SPREADS + 1 + OUTWARD
     encoder = DAYS * (PATCH * ENCODER + 2 * ENCODER * 4 * ENCODER) + 2 * ENCODER * DECODER
     step = STEP * DECODER + DECODER * DECODER + DECODER * head
     if kind == "infer":
-        return 2 * (encoder + 2 * ORIGIN * DECODER + 2 * ANSWERED * step) / 1e6
+        return MEMBERS * 2 * (encoder + ORIGIN * DECODER + ANSWERED * step) / 1e6
     # Gradients of weights cost as much as the way forward; so do those of what a layer was given, where that learns.
     given = DAYS * 2 * ENCODER * 4 * ENCODER + 2 * ENCODER * DECODER + TRAINED * (DECODER * DECODER + DECODER * head)
     return 2 * (2 * (encoder + ORIGIN * DECODER + TRAINED * step) + given) / 1e6
@@ -75,14 +75,12 @@ class Network(torch.nn.Module):
 class Member(torch.nn.Module):
     """One member of the shipped network, as in model/src/network/forward.rs; dropout by given masks."""
 
-    def __init__(self, encoder):
+    def __init__(self):
         super().__init__()
         linear = torch.nn.Linear
-        self.encoder = encoder
-        if encoder:
-            self.patch = linear(PATCH, ENCODER)
-            self.lstm = torch.nn.LSTM(ENCODER, ENCODER)
-            self.out = linear(2 * ENCODER, DECODER, bias=False)
+        self.patch = linear(PATCH, ENCODER)
+        self.lstm = torch.nn.LSTM(ENCODER, ENCODER)
+        self.out = linear(2 * ENCODER, DECODER, bias=False)
         self.origin = linear(ORIGIN, DECODER)
         self.step = linear(STEP, DECODER, bias=False)
         self.hidden = linear(DECODER, DECODER)
@@ -90,12 +88,10 @@ class Member(torch.nn.Module):
 
     def forward(self, patches, origins, steps, anchors, spreads, patch_masks=None, masks=None):
         gelu = torch.nn.functional.gelu
-        whole = self.origin(origins)
-        if self.encoder:
-            days = gelu(self.patch(patches), approximate="tanh")
-            days = days if patch_masks is None else days * patch_masks
-            _, (last, _) = self.lstm(days)
-            whole = whole + self.out(torch.cat([last[0], days[-1]], 1))
+        days = gelu(self.patch(patches), approximate="tanh")
+        days = days if patch_masks is None else days * patch_masks
+        _, (last, _) = self.lstm(days)
+        whole = self.origin(origins) + self.out(torch.cat([last[0], days[-1]], 1))
         hidden = gelu(self.step(steps) + whole.unsqueeze(1), approximate="tanh")
         hidden = hidden if masks is None else hidden * masks
         hidden = hidden + gelu(self.hidden(hidden), approximate="tanh")
@@ -111,10 +107,10 @@ class Member(torch.nn.Module):
 class Shipped(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.members = torch.nn.ModuleList([Member(True), Member(False)])
+        self.members = torch.nn.ModuleList([Member() for _ in range(MEMBERS)])
 
     def forward(self, *inputs):
-        return (self.members[0](*inputs) + self.members[1](*inputs)) / 2
+        return sum(member(*inputs) for member in self.members) / MEMBERS
 
 
 def shipped_inputs(batch, steps):
@@ -183,7 +179,7 @@ class PyTorch:
                     network(*inputs)
 
             return answer
-        network, inputs = Member(True), shipped_inputs(batch, TRAINED)
+        network, inputs = Member(), shipped_inputs(batch, TRAINED)
         mask = lambda *size: (torch.rand(size) > 0.3).float() / 0.7
         masks = mask(DAYS, batch, ENCODER), mask(batch, TRAINED, DECODER)
         target = torch.randn(batch, TRAINED, 1)

@@ -353,7 +353,7 @@ def ratios(ours, rival, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="scripts/bench-peers forecast", description="foreshard's forecasts against LightGBM's on lag features.")
+    parser = argparse.ArgumentParser(prog="scripts/bench-peers forecast", allow_abbrev=False, description="foreshard's forecasts against LightGBM's on lag features.")
     parser.add_argument("--history", type=Path, required=True, help="Parquet file in the long layout: shard_id, ts, metrics")
     parser.add_argument("--protocol", default="5T", help="5T, 15T or a protocol file (TOML)")
     parser.add_argument("--forecasts", type=Path, help="where LightGBM's forecasts are written (Parquet)")

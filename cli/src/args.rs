@@ -162,7 +162,7 @@ pub enum Compare {
     None,
     /// Rivals that need no training
     Fast,
-    /// Those, and the same network without its recurrent part (`lags_only`)
+    /// Those, and beside a network that is trained here the same without its recurrent part (`lags_only`)
     All,
 }
 

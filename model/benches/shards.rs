@@ -38,7 +38,7 @@ fn main() {
     let threads = lanes.threads();
     let spec = ForecastSpec::of_product(Product::NextDay);
     let sizes = Architecture::new(&Features::new(&spec));
-    let members = [sizes, sizes.without_encoder()].map(|s| s.initial(&mut ChaCha8Rng::seed_from_u64(1))).to_vec();
+    let members = (1..=3).map(|seed| sizes.initial(&mut ChaCha8Rng::seed_from_u64(seed))).collect();
     let parts = TrainedParts { name: "next_day".into(), spec: spec.clone(), members, widths: None };
     let trained = Trained::new(parts, lanes).expect("fitting weights");
     let values: Vec<Vec<f32>> = (0..SERIES).map(|i| series(i, DAYS * spec.season_steps)).collect();

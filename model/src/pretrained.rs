@@ -34,6 +34,34 @@ pub fn pretrained(features: &Features, architecture: Architecture) -> Option<Wei
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{FeatureTable, Filled, Lanes};
+    use foreshard_domain::Timestamp;
+
+    /// The networks know features by their place: if one comes to mean something else, they have to be made anew
+    /// (`cargo run --release -p foreshard-training --example pretrain`), and these sums with them.
+    #[test]
+    fn features_are_those_that_they_were_fitted_on() {
+        let known = [[-1.6116, -0.8159, -1.4236, 1.3114, -1.5470], [2.8186, -1.0581, -1.0210, 1.3113, -0.2649]];
+        for (product, known) in Product::ALL.into_iter().zip(known) {
+            let spec = ForecastSpec::of_product(product);
+            let n = spec.season_steps * 30;
+            let wave = |i: usize| (i as f32 / spec.season_steps as f32 * std::f32::consts::TAU).sin();
+            let values: Vec<f32> = (0..n).map(|i| 40.0 + 20.0 * wave(i) + ((i * 7919) % 101) as f32 / 10.0).collect();
+            let filled = Filled::new(&values, spec.season_steps);
+            let start = Timestamp::from_ms(1_700_006_400_000);
+            let lanes = Lanes::new(1).unwrap();
+            let table = FeatureTable::new(Features::new(&spec), &[(&filled, n, start)], &lanes);
+            let steps: Vec<usize> = (0..spec.horizon).collect();
+            let batch = table.batch(&[0], &steps, |_| false);
+            let lists =
+                [&batch.step_inputs, &batch.origin_inputs, &batch.anchors, &batch.spreads, batch.patches.as_ref()];
+            let sum =
+                |list: &Vec<f32>| list.iter().enumerate().map(|(i, v)| f64::from(*v) * (i as f64).cos()).sum::<f64>();
+            for (own, known) in lists.map(sum).into_iter().zip(known) {
+                assert!((own - known).abs() < 2e-2, "{}: {:?}", product.name(), lists.map(sum));
+            }
+        }
+    }
 
     #[test]
     fn there_is_one_for_each_product_and_kind() {

@@ -10,6 +10,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use foreshard_model::Features;
+
 use crate::fit::{AdamW, Average, TrainSeries, TrainSpec};
 
 /// Name of the file within the folder of the policy.
@@ -118,6 +120,11 @@ pub(crate) fn fingerprint(series: &BTreeMap<String, Vec<TrainSeries>>, spec: &Tr
     );
     let start = p.warm_start.as_ref().map(|version| &version.manifest().checksums);
     hash.update(format!("{settings}{more}{start:?}"));
+    for product in &p.products {
+        let features = Features::new(&product.forecast);
+        let shipped = p.members.iter().filter_map(|member| member.start(&features));
+        shipped.for_each(|weights| weights.values.iter().for_each(|w| hash.update(w.to_bits().to_le_bytes())));
+    }
     for (product, own) in series {
         hash.update(format!("{product} {}", own.len()));
         for one in own {

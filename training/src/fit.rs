@@ -192,8 +192,9 @@ fn fit_product(
     let network = |source| TrainError::Network { product: product.name.clone(), source };
     let features = Features::new(&product.forecast);
     let samples = Samples::draw(product, series, spec, features, Part::BeforeCut, lanes)?;
-    let until = vec![Until::Best; members_of(spec.params(), &features).len()];
-    let judged = fit_members(product, &samples, spec, &until, control, lanes, (file, &mut *progress))?;
+    let networks = members_of(spec.params(), &features);
+    let all: Vec<(MemberSpec, Until)> = networks.into_iter().map(|member| (member, Until::Best)).collect();
+    let judged = fit_members(product, &samples, spec, &all, control, lanes, (file, &mut *progress))?;
     let members = judged.iter().map(|done| done.weights.clone()).collect();
     let parts = TrainedParts { name: product.name.clone(), spec: product.forecast.clone(), members, widths: None };
     let plain = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
@@ -208,8 +209,9 @@ fn fit_product(
     drop(samples);
     if spec.params().refit {
         let samples = Samples::draw(product, series, spec, features, Part::Whole, lanes)?;
-        let until: Vec<Until> = judged.iter().map(|done| Until::Step(done.best)).collect();
-        let whole = fit_members(product, &samples, spec, &until, control, lanes, (file, progress))?;
+        let served = all.iter().zip(&judged).map(|((member, _), done)| (*member, Until::Step(done.best)));
+        let whole =
+            fit_members(product, &samples, spec, &served.collect::<Vec<_>>(), control, lanes, (file, progress))?;
         let members = whole.into_iter().map(|done| done.weights).collect();
         trained = Trained::new(TrainedParts { members, ..parts }, lanes.clone()).map_err(network)?;
     }
@@ -223,17 +225,16 @@ fn fit_members(
     product: &ProductSpec,
     samples: &Samples,
     spec: &TrainSpec,
-    until: &[Until],
+    all: &[(MemberSpec, Until)],
     control: &mut FitControl<'_>,
     lanes: &Lanes,
     (file, progress): (&Option<CheckpointFile>, &mut Progress),
 ) -> Result<Vec<Done>, TrainError> {
-    let members = members_of(spec.params(), samples.features()).into_iter().zip(until).enumerate();
-    members
-        .map(|(index, (member, until))| {
-            let mut run = MemberRun::new(product, index, member, samples, spec, *until);
-            run.train(control, lanes, (file, &mut *progress))?;
-            Ok(run.finish())
-        })
-        .collect()
+    let members: Vec<MemberSpec> = all.iter().map(|(member, _)| *member).collect();
+    let one = |(index, (_, until)): (usize, &(MemberSpec, Until))| {
+        let mut run = MemberRun::new(product, (index, &members), samples, spec, *until);
+        run.train(control, lanes, (file, &mut *progress))?;
+        Ok(run.finish())
+    };
+    all.iter().enumerate().map(one).collect()
 }

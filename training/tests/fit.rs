@@ -280,30 +280,79 @@ fn a_start_that_cannot_be_computed_with_is_told_at_once() {
     assert!(error.to_string().contains("at step 0"), "{error}");
 }
 
-#[test]
-fn a_fit_begins_from_what_is_known_of_loads() {
+/// Two series in quarters of an hour, for the next day.
+fn quarters() -> BTreeMap<String, Vec<TrainSeries>> {
     let step = Step::from_ms(900_000).unwrap();
-    let quarters = |s: TrainSeries| {
+    let of = |s: TrainSeries| {
         let values: Vec<f32> = s.series.values.iter().flat_map(|v| [*v; 4]).collect();
         TrainSeries { usable: values.len(), series: GridSeries { step, values, ..s.series }, ..s }
     };
-    let data = BTreeMap::from([("next_day".to_owned(), series(2, 30).into_iter().map(quarters).collect())]);
-    let product = ProductSpec::from(Product::NextDay);
-    let features = Features::new(&product.forecast);
-    let params = TrainParams {
-        products: vec![product],
-        members: vec![MemberSpec::PRETRAINED],
-        learning_rate: 1e-9,
-        steps: 1,
+    BTreeMap::from([("next_day".to_owned(), series(2, 30).into_iter().map(of).collect())])
+}
+
+fn pretrained_params() -> TrainParams {
+    TrainParams {
+        products: vec![ProductSpec::from(Product::NextDay)],
+        members: vec![MemberSpec::PRETRAINED; 2],
+        steps: 6,
+        batch: 16,
         origins: 60,
+        warm_up: 0,
+        validate_every: 2,
+        patience: 1,
         ..TrainParams::default()
-    };
-    let fitted = run(params, &data).unwrap().into_members("next_day").unwrap();
+    }
+}
+
+#[test]
+fn a_fit_begins_from_what_is_known_of_loads() {
+    let features = Features::new(&ProductSpec::from(Product::NextDay).forecast);
     let known = pretrained(&features, Architecture::new(&features)).unwrap();
-    assert_eq!(fitted.len(), 1);
-    assert_eq!(fitted[0].architecture, known.architecture);
-    let far = fitted[0].values.iter().zip(&known.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(far < 1e-6, "{far}");
+    // Steps so long can only harm: what was known before the first of them serves best, and answers as it is.
+    let harmful = TrainParams { learning_rate: 1.0, ..pretrained_params() };
+    let fitted = run(harmful, &quarters()).unwrap().into_members("next_day").unwrap();
+    assert_eq!(fitted, [known.clone(), known.clone()]);
+    // Steps that are next to nothing lead next to nowhere.
+    let small = TrainParams { learning_rate: 1e-9, refit: false, ..pretrained_params() };
+    for member in run(small, &quarters()).unwrap().into_members("next_day").unwrap() {
+        assert_eq!(member.architecture, known.architecture);
+        let far = member.values.iter().zip(&known.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far < 1e-6, "{far}");
+    }
+}
+
+#[test]
+fn f2_a_look_before_the_first_step_counts_once() {
+    let data = quarters();
+    let params = || TrainParams {
+        members: vec![MemberSpec::PRETRAINED],
+        learning_rate: 1e-3,
+        steps: 24,
+        batch: 64,
+        origins: 300,
+        validate_every: 4,
+        patience: 2,
+        ..pretrained_params()
+    };
+    let fitted = run(params(), &data).unwrap();
+    let whole = networks(&fitted);
+    // Otherwise nothing would show: a step has to serve better than none.
+    let features = Features::new(&ProductSpec::from(Product::NextDay).forecast);
+    let known = pretrained(&features, Architecture::new(&features)).unwrap();
+    assert!(fitted.into_members("next_day").unwrap().iter().all(|member| *member != known));
+    let folder = tempfile::tempdir().unwrap();
+    let until = |stop_after: usize| {
+        let taken = Cell::new(0);
+        let checkpoint = Some(CheckpointPolicy { dir: folder.path().to_owned(), every_steps: 1 });
+        let mut progress = |_| taken.set(taken.get() + 1);
+        let stop = || taken.get() >= stop_after;
+        fit(&data, &params().check().unwrap(), &mut FitControl { progress: &mut progress, checkpoint, stop: &stop })
+    };
+    // Twice before the first step, then to the end.
+    for _ in 0..2 {
+        assert!(matches!(until(0), Err(TrainError::Stopped { step: 0, .. })));
+    }
+    assert_eq!(networks(&until(usize::MAX).unwrap()), whole);
 }
 
 #[test]

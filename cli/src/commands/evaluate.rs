@@ -49,6 +49,9 @@ pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<V
         let rival = trained(args, settings, &mut task, &mut progress, ("lags_only", &lags))?;
         evaluations.extend(rival.map(|rival| (ContenderRole::Rival, rival.evaluation)));
     }
+    if args.compare == Compare::All && (args.version.is_some() || args.model != ModelKind::Lstm) {
+        task.facts.push(fact("lags_only", "left out: it is trained only beside a network that is trained here"));
+    }
     for (role, rival) in rivals(args.compare, &task.spec)? {
         progress.set(&format!("evaluating {}", rival.name()), 0.0, "");
         evaluations.push((role, evaluate(rival.as_ref(), None, &task.series, &task.protocol)?));

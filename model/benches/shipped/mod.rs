@@ -1,4 +1,4 @@
-//! The shipped network: two members as they are trained and served, on made-up features.
+//! The shipped network: its members as they are trained and served, on made-up features.
 
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ use crate::network::numbers;
 
 /// Steps that a training step looks at: a quarter of the next day's.
 const TRAINED_STEPS: usize = 24;
+/// Networks whose quantiles are averaged, as `TrainParams` has them.
+const MEMBERS: u64 = 3;
 /// Steps of the next day.
 const STEPS: usize = 96;
 /// Parts of a batch whose gradients are computed apart, as in training.
@@ -123,7 +125,7 @@ impl ShippedTraining {
     }
 }
 
-/// Both members, ready to answer.
+/// All members, ready to answer.
 pub struct ShippedInference {
     members: Vec<WeightTensors>,
     pieces: Vec<Batch>,
@@ -133,14 +135,13 @@ pub struct ShippedInference {
 impl ShippedInference {
     /// Everything that a call needs.
     pub fn new(origins: usize, threads: usize) -> Self {
-        let sizes = [architecture(), architecture().without_encoder()];
-        let member = |sizes: Architecture| {
-            let weights = sizes.initial(&mut ChaCha8Rng::seed_from_u64(1));
+        let member = |seed: u64| {
+            let weights = architecture().initial(&mut ChaCha8Rng::seed_from_u64(seed));
             WeightTensors::frozen(&weights).expect("weights")
         };
         let piece = |first: usize| batch((origins - first).min(PIECE), STEPS, first as u32);
         Self {
-            members: sizes.into_iter().map(member).collect(),
+            members: (1..=MEMBERS).map(member).collect(),
             pieces: (0..origins).step_by(PIECE).map(piece).collect(),
             lanes: Lanes::new(threads).expect("threads"),
         }
@@ -154,7 +155,7 @@ impl ShippedInference {
                 let own = forward(member, piece, None).expect("a fitting batch").quantiles;
                 let own = own.flatten_all().and_then(|q| q.to_vec1::<f32>()).expect("numbers");
                 sums.resize(own.len(), 0.0);
-                sums.iter_mut().zip(own).for_each(|(sum, q)| *sum += 0.5 * q);
+                sums.iter_mut().zip(own).for_each(|(sum, q)| *sum += q / MEMBERS as f32);
             }
             sums
         });

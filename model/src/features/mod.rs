@@ -17,7 +17,7 @@ use crate::ForecastSpec;
 /// Inputs of one target step: ten lag and slot values, four of the calendar, five of the horizon, seven sorted slot values,
 /// two drifts.
 pub const STEP_INPUTS: usize = 28;
-/// Which of them tell the time of the day and the week.
+/// Which inputs of a step tell the time of the day and the week.
 pub const CALENDAR: std::ops::Range<usize> = 10..14;
 /// Inputs of one origin; the last [`ORIGIN_QUANTILES`] are quantiles of the last day and week.
 pub const ORIGIN_INPUTS: usize = 24;

@@ -63,24 +63,26 @@ fn quantiles(values: &[f32], levels: [f64; 5], scratch: &mut Vec<f32>) -> [f32; 
     scratch.extend_from_slice(values);
     // The two ranks that each level lies between.
     let last = scratch.len().saturating_sub(1);
-    let mut ranks: Vec<usize> = Vec::with_capacity(2 * levels.len());
-    for level in levels {
+    let mut ranks = [0usize; 10];
+    for (pair, level) in ranks.chunks_exact_mut(2).zip(levels) {
         let low = (level * last as f64).floor() as usize;
-        ranks.extend([low.min(last), (low + 1).min(last)]);
+        pair.copy_from_slice(&[low.min(last), (low + 1).min(last)]);
     }
-    ranks.dedup();
+    ranks.sort_unstable();
     put_ranks(scratch, 0, &ranks);
     levels.map(|level| sorted_quantile(scratch, level))
 }
 
-/// Puts the values of these ranks, which rise, where they would stand in rising order; the first value has rank `first`.
+/// Puts the values of these ranks, which never fall, where they would stand in rising order; the first value has rank `first`.
 /// It takes half the time of a sort of a week.
 fn put_ranks(values: &mut [f32], first: usize, ranks: &[usize]) {
     let Some(rank) = ranks.get(ranks.len() / 2) else { return };
     let Some(at) = rank.checked_sub(first).filter(|at| *at < values.len()) else { return };
     let (below, _, above) = values.select_nth_unstable_by(at, f32::total_cmp);
-    put_ranks(below, first, &ranks[..ranks.len() / 2]);
-    put_ranks(above, rank + 1, &ranks[ranks.len() / 2 + 1..]);
+    // Equal ranks are in place already.
+    let (low, high) = (ranks.partition_point(|r| r < rank), ranks.partition_point(|r| r <= rank));
+    put_ranks(below, first, &ranks[..low]);
+    put_ranks(above, rank + 1, &ranks[high..]);
 }
 
 /// Mean |x(t) - x(t - distance)| over the last `n` values: how far the last value is off at this distance, typically.
@@ -95,7 +97,7 @@ mod tests {
     #[test]
     fn quantiles_are_those_of_the_sorted_values() {
         let levels = [0.05, 0.25, 0.5, 0.75, 0.95];
-        for n in [0, 1, 2, 3, 10, 288, 2016] {
+        for n in [0, 1, 2, 3, 4, 5, 6, 10, 288, 2016] {
             let values: Vec<f32> =
                 (0..n).map(|i| ((i * 7919) % 1009) as f32 / if i % 3 == 0 { 50.0 } else { 1.0 }).collect();
             let mut sorted = values.clone();

@@ -91,7 +91,7 @@ fn rows<'a>(batch: &'a Batch, masks: Option<&'a DropoutMasks>) -> DecoderRows<'a
 /// What a batch should come to; plain numbers in the order (origin, step).
 #[derive(Debug, Clone, Copy)]
 pub struct Goals<'a> {
-    /// Truth in z; where it is unknown any number with a weight of 0.
+    /// Truth in z; where it is unknown a finite number, such as 0, with a weight of 0.
     pub targets: &'a [f32],
     /// How much each counts.
     pub weights: &'a [f32],

@@ -12,12 +12,12 @@ use crate::fused::{
     FusedError, Instructions, LstmInference, LstmShape, LstmTraining, LstmWorkspace, SIMD_VARIABLE, dense,
 };
 
-/// What computes the LSTM. Results of different kernels agree to 1e-5; on one kernel they repeat bit by bit.
+/// What computes the network: LSTM, patch layer, decoder and loss. Results of different kernels agree to 1e-5; on one kernel they repeat bit by bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
     /// One step after the other by operations of the tensor library: the reference.
     Plain,
-    /// The whole stack as one operation.
+    /// LSTM stack, patch layer and decoder as one operation each.
     Fused(Instructions),
 }
 
@@ -36,8 +36,8 @@ impl Kernel {
     /// Its name, for whoever has to repeat a result.
     pub fn name(self) -> String {
         match self {
-            Self::Plain => "plain lstm".to_owned(),
-            Self::Fused(instructions) => format!("fused lstm {}", instructions.name()),
+            Self::Plain => "plain".to_owned(),
+            Self::Fused(instructions) => format!("fused {}", instructions.name()),
         }
     }
 }

@@ -26,9 +26,9 @@ pub enum NetworkError {
     /// The tensor library refused an operation.
     #[error("the network could not be computed")]
     Tensor(#[from] candle_core::Error),
-    /// The LSTM could not be made ready.
-    #[error("the LSTM could not be made ready")]
-    Lstm(#[from] FusedError),
+    /// A fused kernel could not be made ready, or its inputs do not fit it.
+    #[error("a fused kernel of the network could not be made ready or computed")]
+    Fused(#[from] FusedError),
     /// The inputs do not fit the sizes of the network.
     #[error("{what} should hold {want} numbers but holds {got}")]
     Shape {

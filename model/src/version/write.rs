@@ -149,8 +149,8 @@ fn render(parts: &VersionParts) -> Result<(Files, Manifest), VersionError> {
     Ok((files, manifest))
 }
 
-/// What computed the LSTM, or would have: a kernel that is not there has already failed the fit.
-fn lstm() -> String {
+/// What computed the networks, or would have: a kernel that is not there has already failed the fit.
+fn kernel() -> String {
     Kernel::chosen().map_or_else(|error| error.to_string(), Kernel::name)
 }
 
@@ -171,7 +171,7 @@ fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manife
         trained_until: parts.trained_until,
         data_fingerprint: parts.data_fingerprint.clone(),
         seed: parts.seed,
-        kernel: format!("{KERNEL}, {} on {}", lstm(), std::env::consts::ARCH),
+        kernel: format!("{KERNEL}, {} on {}", kernel(), std::env::consts::ARCH),
         parent: parts.parent.clone(),
         crate_version: env!("CARGO_PKG_VERSION").to_owned(),
         checksums,

@@ -34,12 +34,16 @@ pub(super) enum Until {
 pub(super) struct MemberRun<'a> {
     product: &'a ProductSpec,
     index: usize,
+    /// How many networks the product has.
+    members: usize,
     member: MemberSpec,
     samples: &'a Samples,
     spec: &'a TrainSpec,
     architecture: Architecture,
     state: MemberState,
     until: Until,
+    /// Whether it begins with a shipped network, which may serve best as it is.
+    untouched: bool,
 }
 
 /// A network when it is trained.
@@ -57,7 +61,7 @@ impl MemberSpec {
     }
 
     /// The network that it begins with, if it is to begin with one and there is one.
-    fn start(&self, features: &Features) -> Option<Weights> {
+    pub(crate) fn start(&self, features: &Features) -> Option<Weights> {
         if self.pretrained { pretrained(features, self.architecture(features)) } else { None }
     }
 }
@@ -75,29 +79,34 @@ pub(super) fn members_of(params: &TrainParams, features: &Features) -> Vec<Membe
 impl<'a> MemberRun<'a> {
     pub(super) fn new(
         product: &'a ProductSpec,
-        index: usize,
-        member: MemberSpec,
+        (index, members): (usize, &[MemberSpec]),
         samples: &'a Samples,
         spec: &'a TrainSpec,
         until: Until,
     ) -> Self {
+        let member = members.get(index).copied().unwrap_or(MemberSpec::LSTM);
         let architecture = member.architecture(samples.features());
         let warm = spec.params().warm_start.as_ref().and_then(|version| {
             let weights = version.forecaster(&product.name)?.parts().members.get(index)?;
             (weights.architecture == architecture).then(|| weights.values.clone())
         });
-        let known = || member.start(samples.features()).map(|weights| weights.values);
+        // What a version of this history had learned has often seen what is held back; the shipped networks never have.
+        let shipped = if warm.is_none() { member.start(samples.features()) } else { None };
+        let untouched = shipped.is_some();
+        let known = || shipped.map(|weights| weights.values);
         let fresh = || {
             let mut weights = architecture.initial(&mut generator(spec, index, 0, 0));
-            if !spec.params().calendar {
-                architecture.blind_to_calendar(&mut weights);
-            }
             if member.hide_quantiles >= 1.0 {
                 architecture.blind_to_quantiles(&mut weights);
             }
             weights.values
         };
-        let weights = warm.or_else(known).unwrap_or_else(fresh);
+        let values = warm.or_else(known).unwrap_or_else(fresh);
+        let mut weights = Weights { architecture, values };
+        if !spec.params().calendar {
+            architecture.blind_to_calendar(&mut weights);
+        }
+        let weights = weights.values;
         let state = MemberState {
             step: 0,
             optimiser: AdamW::new(weights.len()),
@@ -106,7 +115,7 @@ impl<'a> MemberRun<'a> {
             looks_since_best: 0,
             weights,
         };
-        Self { product, index, member, samples, spec, architecture, state, until }
+        Self { product, index, members: members.len(), member, samples, spec, architecture, state, until, untouched }
     }
 
     fn key(&self) -> String {
@@ -143,7 +152,7 @@ impl<'a> MemberRun<'a> {
             Ok(file.write(progress)?)
         };
         let (limit, looks) = (self.limit(), self.until == Until::Best);
-        if looks && self.member.pretrained && self.state.step == 0 {
+        if looks && self.untouched && self.state.step == 0 && self.state.best.is_none() {
             // What it knows already may be the best there is for this history.
             self.look(lanes)?;
         }
@@ -171,11 +180,9 @@ impl<'a> MemberRun<'a> {
 
     /// Which network this is, counted over both parts of the fit, and of how many.
     fn position(&self) -> (usize, usize) {
-        let params = self.spec.params();
-        let members = members_of(params, self.samples.features()).len();
-        let parts = if params.refit { 2 } else { 1 };
-        let before = if self.until == Until::Best { 0 } else { members };
-        (before + self.index, parts * members)
+        let parts = if self.spec.params().refit { 2 } else { 1 };
+        let before = if self.until == Until::Best { 0 } else { self.members };
+        (before + self.index, parts * self.members)
     }
 
     /// One step: a batch in chunks, gradients summed in order, clipped, applied.

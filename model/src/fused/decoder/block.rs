@@ -12,7 +12,8 @@ use crate::fused::simd::{Left, Number, Right, Vector};
 /// Rows of a block: whole tiles and whole vectors on every machine, and all that they need stays near the core.
 pub(super) const ROWS: usize = 48;
 
-/// Memory of one block; what a name says, [`ROWS`] rows of it. Rows that fill the last block are zeros.
+/// Memory of one block; what a name says, [`ROWS`] rows of it. Rows that fill the last block have inputs and weights of zero,
+/// so that nothing of them reaches a gradient or an answer.
 #[derive(Debug)]
 pub(super) struct Block<T> {
     shape: DecoderShape,
@@ -72,9 +73,11 @@ impl<T: Number> Block<T> {
         let (pitch, width) = (self.shape.pitch(), self.shape.width());
         copy_rows(&rows.inputs[from * inputs..(from + count) * inputs], inputs, &mut self.inputs, pitch);
         for (row, to) in self.first.chunks_exact_mut(width).enumerate() {
-            let of_origin = if row < count { (from + row) / rows.steps * units } else { 0 };
-            to[..units].copy_from_slice(&whole[of_origin..of_origin + units]);
-            to[units..].fill(T::default());
+            to.fill(T::default());
+            if row < count {
+                let of_origin = (from + row) / rows.steps * units;
+                to[..units].copy_from_slice(&whole[of_origin..of_origin + units]);
+            }
         }
         let left = Left { from: &self.inputs, row: pitch, depth: 1 };
         let right = Right { from: &weights.step, depth: width };

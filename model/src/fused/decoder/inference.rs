@@ -31,13 +31,14 @@ impl DecoderInference {
         DecoderWorkspace(Block::new(self.shape, false))
     }
 
-    /// Quantiles of all rows, in z, from `whole`, (origins x units).
+    /// Quantiles of all rows, in z, from `whole`, (origins x units); masks are of no use here.
     pub(crate) fn quantiles(
         &self,
         whole: &[f32],
         rows: DecoderRows<'_>,
         workspace: &mut DecoderWorkspace,
     ) -> Result<Vec<f32>, FusedError> {
+        let rows = DecoderRows { masks: None, ..rows };
         let count = rows.count(&self.shape, whole)?;
         let mut out = vec![0.0; count * LEVELS];
         let block = &mut workspace.0;

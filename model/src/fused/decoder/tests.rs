@@ -9,6 +9,7 @@ use super::pack::{LEVELS, Matrices, Turned};
 use super::training::Learning;
 use super::*;
 use crate::features::{ANCHORS, SPREADS};
+use crate::fused::activation::{gelu, gelu_slope};
 use crate::fused::simd::{Double, Vector, Work};
 use crate::fused::{FusedError, Instructions};
 
@@ -156,32 +157,39 @@ fn misfits_are_refused() {
     refused(rows(&lists, 4), "inputs of steps");
     refused(DecoderRows { anchors: &[], ..rows(&lists, 3) }, "anchors");
     refused(DecoderRows { spreads: &[], ..rows(&lists, 3) }, "spreads");
-    refused(DecoderRows { masks: Some(&[]), ..rows(&lists, 3) }, "masks of a decoder");
 }
 
 #[test]
 fn functions_agree_with_the_library() {
     struct Functions(f32);
     impl Work<f32> for Functions {
-        type Done = [f32; 2];
+        type Done = [f32; 3];
         #[inline(always)]
-        fn on<V: Vector<Number = f32>>(self) -> [f32; 2] {
+        fn on<V: Vector<Number = f32>>(self) -> [f32; 3] {
             let mut out = [0.0; 16];
             let x = V::constant(self.0);
             x.exp().write(&mut out, 0);
             let exp = out[0];
             x.exp().ln_1p().write(&mut out, 0);
-            [exp, out[0]]
+            let tail = out[0];
+            gelu_slope(x, gelu(x).0).write(&mut out, 0);
+            [exp, tail, out[0]]
         }
     }
     for set in Instructions::available() {
         for i in 0..=870 {
             let x = -0.1 * i as f32;
-            let [exp, tail] = set.run(Functions(x));
+            let [exp, tail, _] = set.run(Functions(x));
             let want = [f64::from(x).exp(), f64::from(x).exp().ln_1p()];
             for (got, want) in [exp, tail].into_iter().zip(want) {
                 assert!((f64::from(got) - want).abs() <= 3e-7 * want + 1e-38, "{} {x}: {got} {want}", set.name());
             }
+        }
+        // Far out the slope is that of a straight line.
+        for (x, want) in [(-1000.0, 0.0), (-50.0, 0.0), (-8.0, 0.0), (0.0, 0.5), (8.0, 1.0), (50.0, 1.0), (1000.0, 1.0)]
+        {
+            let [.., slope] = set.run(Functions(x));
+            assert!((slope - want).abs() < 2e-5, "{} {x}: {slope}", set.name());
         }
         assert!(set.run(Functions(f32::NAN)).iter().all(|v| v.is_nan()), "{}", set.name());
     }
