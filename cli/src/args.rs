@@ -113,6 +113,10 @@ pub enum DataCommand {
         /// Time zone of the daily and weekly rhythm
         #[arg(long, default_value = "UTC")]
         zone: String,
+        /// File for the campaigns in it, and those announced for the four weeks after it (CSV or Parquet is read everywhere;
+        /// this is Parquet)
+        #[arg(long, value_name = "FILE")]
+        events: Option<PathBuf>,
         /// Time after the last row [default: a fixed day, so that the same seed gives the same file]
         #[arg(long, value_name = "RFC3339", value_parser = moment)]
         end: Option<Timestamp>,
@@ -141,6 +145,9 @@ pub struct TrainArgs {
     /// History file or dated folder [default: data.history of the settings]
     #[arg(long, value_name = "PATH")]
     pub history: Option<PathBuf>,
+    /// Known events (CSV or Parquet: start, end, name and perhaps shard_id) [default: data.events of the settings]
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
     /// Registry [default: registry.path of the settings]
     #[arg(long, value_name = "FOLDER")]
     pub registry: Option<PathBuf>,
@@ -175,6 +182,9 @@ pub struct EvaluateArgs {
     /// `5T`, `15T`, `ETT_1H` or a protocol file
     #[arg(long)]
     pub protocol: String,
+    /// Known events (CSV or Parquet: start, end, name and perhaps shard_id) [default: data.events of the settings]
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
     /// Forecasts file to write (Parquet)
     #[arg(long, value_name = "FILE")]
     pub forecasts: Option<PathBuf>,
@@ -230,6 +240,9 @@ pub struct ForecastArgs {
     /// History, without a server [default: data.history of the settings]
     #[arg(long, value_name = "PATH")]
     pub history: Option<PathBuf>,
+    /// Known events (CSV or Parquet: start, end, name and perhaps shard_id), without a server [default: data.events of the settings]
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
     /// Registry, without a server [default: registry.path of the settings]
     #[arg(long, value_name = "FOLDER")]
     pub registry: Option<PathBuf>,
@@ -244,6 +257,9 @@ pub struct ServeArgs {
     /// Folder of the history that is taken in and served from [default: data.history of the settings]
     #[arg(long, value_name = "FOLDER")]
     pub history: Option<PathBuf>,
+    /// Known events (CSV or Parquet: start, end, name and perhaps shard_id) [default: data.events of the settings]
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
     /// Registry [default: registry.path of the settings]
     #[arg(long, value_name = "FOLDER")]
     pub registry: Option<PathBuf>,

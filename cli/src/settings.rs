@@ -44,6 +44,10 @@ pub struct DataSettings {
     pub topology: PathBuf,
     /// Communication between shards (CSV or Parquet); empty for none.
     pub communication: PathBuf,
+    /// Known events (CSV or Parquet); empty for none.
+    pub events: PathBuf,
+    /// Time zone whose wall clock the loads follow.
+    pub zone: String,
     /// Folder of outcomes of moves.
     pub outcomes: PathBuf,
     /// Folder of decisions.
@@ -56,6 +60,8 @@ impl Default for DataSettings {
             history: "history".into(),
             topology: "topology.toml".into(),
             communication: PathBuf::new(),
+            events: PathBuf::new(),
+            zone: "UTC".into(),
             outcomes: "outcomes".into(),
             decisions: "decisions".into(),
         }

@@ -67,6 +67,11 @@ impl Calendar {
         Ok(Self { zone, holidays })
     }
 
+    /// How far the wall clock of the zone is ahead of UTC at a moment, in milliseconds.
+    pub fn offset_ms(&self, ts: Timestamp) -> i64 {
+        i64::from(self.zone.to_offset(moment(ts)).seconds()) * 1000
+    }
+
     /// UTC without holidays.
     pub fn utc() -> Self {
         Self { zone: TimeZone::UTC, holidays: BTreeSet::new() }
@@ -74,17 +79,20 @@ impl Calendar {
 
     /// The moment in this calendar; times beyond what a calendar can express count as its ends.
     pub fn at(&self, ts: Timestamp) -> CalendarPoint {
-        let ends =
-            jiff::Timestamp::MIN.as_millisecond() + 86_400_000..jiff::Timestamp::MAX.as_millisecond() - 86_400_000;
-        let ms = ts.as_ms().clamp(ends.start, ends.end);
-        let moment = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-        let local = self.zone.to_datetime(moment);
+        let local = self.zone.to_datetime(moment(ts));
         CalendarPoint {
             minute_of_day: u32::from(local.hour().unsigned_abs()) * 60 + u32::from(local.minute().unsigned_abs()),
             weekday: local.weekday().to_monday_zero_offset().unsigned_abs(),
             holiday: !self.holidays.is_empty() && self.holidays.contains(&local.date()),
         }
     }
+}
+
+/// The same moment as the calendar's library has it; times beyond what it can express count as its ends.
+fn moment(ts: Timestamp) -> jiff::Timestamp {
+    let ends = jiff::Timestamp::MIN.as_millisecond() + 86_400_000..jiff::Timestamp::MAX.as_millisecond() - 86_400_000;
+    let ms = ts.as_ms().clamp(ends.start, ends.end);
+    jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -106,6 +114,8 @@ mod tests {
         let before = berlin.at(ts("2024-10-27T00:30:00Z"));
         let after = berlin.at(ts("2024-10-27T01:30:00Z"));
         assert_eq!(before.minute_of_day, after.minute_of_day);
+        let hours = |text: &str| berlin.offset_ms(ts(text)) / 3_600_000;
+        assert_eq!((hours("2024-10-27T00:59:59Z"), hours("2024-10-27T01:00:00Z")), (2, 1));
         assert!(berlin.at(ts("2024-12-24T23:30:00Z")).holiday);
         assert!(!berlin.at(ts("2024-12-25T23:30:00Z")).holiday);
     }

@@ -1,5 +1,6 @@
 //! Known events that change load: campaigns, sales, closing days.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use foreshard_domain::{ShardId, Timestamp};
@@ -18,6 +19,40 @@ pub struct LoadEvent {
     pub name: String,
     /// Whose load; all shards if absent.
     pub shard: Option<ShardId>,
+}
+
+/// Events found by shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventCalendar {
+    everyone: Vec<LoadEvent>,
+    by_shard: BTreeMap<ShardId, Vec<LoadEvent>>,
+}
+
+impl EventCalendar {
+    /// Of events in any order.
+    pub fn new(events: impl IntoIterator<Item = LoadEvent>) -> Self {
+        let mut calendar = Self::default();
+        for event in events {
+            match &event.shard {
+                Some(shard) => calendar.by_shard.entry(shard.clone()).or_default().push(event),
+                None => calendar.everyone.push(event),
+            }
+        }
+        let by_start = |events: &mut Vec<LoadEvent>| events.sort_by(|a, b| (a.start, a.end).cmp(&(b.start, b.end)));
+        by_start(&mut calendar.everyone);
+        calendar.by_shard.values_mut().for_each(by_start);
+        calendar
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.everyone.is_empty() && self.by_shard.is_empty()
+    }
+
+    /// The events that concern a shard: those of everybody first, each by start.
+    pub fn of<'a>(&'a self, shard: &ShardId) -> impl Iterator<Item = &'a LoadEvent> + use<'a> {
+        self.everyone.iter().chain(self.by_shard.get(shard).into_iter().flatten())
+    }
 }
 
 /// Reads `start`, `end`, `name` and, where there is one, `shard_id` from CSV (a file named `.csv`, times like
@@ -66,6 +101,12 @@ mod tests {
         let events = read_events(&csv).unwrap();
         assert_eq!(events[0].end.since_ms(events[0].start), 7_200_000);
         assert_eq!((events[0].shard.as_ref(), events[1].name.as_str()), (None, "batch"));
+        let calendar = EventCalendar::new(events.iter().rev().cloned());
+        let names = |shard: &str| -> Vec<String> {
+            calendar.of(&ShardId::new(shard).unwrap()).map(|e| e.name.clone()).collect()
+        };
+        assert_eq!((names("s1"), names("s2")), (vec!["sale".to_owned(), "batch".to_owned()], vec!["sale".to_owned()]));
+        assert!(!calendar.is_empty() && EventCalendar::default().is_empty());
         let parquet = dir.path().join("events.parquet");
         write_events(&parquet, &events).unwrap();
         assert_eq!(read_events(&parquet).unwrap(), events);

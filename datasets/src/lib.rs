@@ -32,7 +32,7 @@ mod write;
 pub use calendar::{Calendar, CalendarError, CalendarPoint};
 pub use edges::{CommunicationEdge, read_communication, write_communication};
 pub use error::HistoryError;
-pub use events::{LoadEvent, read_events, write_events};
+pub use events::{EventCalendar, LoadEvent, read_events, write_events};
 pub use folder::{HistoryFolder, newest_day};
 pub use forecasts::{ForecastRow, ForecastsError, read_forecasts, write_forecasts};
 pub use generate::{Workload, WorkloadError, WorkloadSpec};

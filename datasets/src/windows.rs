@@ -1,10 +1,12 @@
 //! The series and windows of an evaluation, and what is judged against them.
 
+use std::sync::Arc;
+
 use foreshard_domain::{Metric, ShardId, Step, Timestamp};
 use serde::Serialize;
 
 use crate::protocol::{Protocol, Target};
-use crate::{GridSeries, History};
+use crate::{EventCalendar, GridSeries, History};
 
 /// Slack when a value is compared with a threshold that may equal it.
 const EQUAL: f64 = 1e-9;
@@ -31,6 +33,8 @@ pub struct EvalSeries {
     pub windows: usize,
     /// Steps from one window to the next.
     pub stride: usize,
+    /// Events that were announced before the windows; none unless the caller knows of some.
+    pub events: Arc<EventCalendar>,
 }
 
 impl EvalSeries {
@@ -210,8 +214,17 @@ fn lay_windows(
         return Err(LeftOutReason::TooShort);
     }
     let (horizon, windows, stride) = (protocol.horizon, protocol.windows, protocol.stride);
-    let laid =
-        EvalSeries { shard: shard.clone(), metric, series, measured: exact.values, first, horizon, windows, stride };
+    let laid = EvalSeries {
+        shard: shard.clone(),
+        metric,
+        series,
+        measured: exact.values,
+        first,
+        horizon,
+        windows,
+        stride,
+        events: Arc::default(),
+    };
     let any = (0..windows).any(|w| laid.actual(w).iter().any(|v| v.is_finite()));
     if any { Ok(laid) } else { Err(LeftOutReason::NoValueInWindows) }
 }

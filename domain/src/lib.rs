@@ -14,6 +14,7 @@ mod observation;
 mod outcome;
 mod paths;
 mod placement;
+mod risk_calibration;
 mod scenario;
 mod time;
 mod topology;
@@ -33,6 +34,7 @@ pub use observation::Observation;
 pub use outcome::{DecisionRecord, Outcome, OutcomeResult};
 pub use paths::{LoadPaths, Risk};
 pub use placement::{Epoch, LeaderTerm, Owner, Placement, Revision};
+pub use risk_calibration::{RiskCalibration, RiskCalibrations};
 pub use scenario::{ScenarioError, ScenarioSet};
 pub use time::{Clock, ManualClock, RealTime, ScaledClock, Step, SystemClock, Timestamp};
 pub use topology::{

@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use foreshard_domain::{Metric, Product, ShardId, Timestamp};
-use foreshard_model::{Architecture, Context, Features, ForecastSpec, Forecaster, Lanes, Trained, TrainedParts};
+use foreshard_model::{
+    Architecture, Context, EventEffects, Features, ForecastSpec, Forecaster, Lanes, Trained, TrainedParts,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -39,7 +41,14 @@ fn main() {
     let spec = ForecastSpec::of_product(Product::NextDay);
     let sizes = Architecture::new(&Features::new(&spec));
     let members = (1..=3).map(|seed| sizes.initial(&mut ChaCha8Rng::seed_from_u64(seed))).collect();
-    let parts = TrainedParts { name: "next_day".into(), spec: spec.clone(), members, widths: None };
+    let parts = TrainedParts {
+        name: "next_day".into(),
+        spec: spec.clone(),
+        members,
+        widths: None,
+        events: EventEffects::default(),
+        risk: Default::default(),
+    };
     let trained = Trained::new(parts, lanes).expect("fitting weights");
     let values: Vec<Vec<f32>> = (0..SERIES).map(|i| series(i, DAYS * spec.season_steps)).collect();
     let shard = ShardId::new("shard").expect("a name");
@@ -49,6 +58,7 @@ fn main() {
         values: &values[i % SERIES],
         start: Timestamp::from_ms(1_700_006_400_000),
         step: spec.step,
+        events: None,
     };
     let call = |from: usize, until: usize| trained.forecast(&(from..until).map(context).collect::<Vec<_>>());
     call(0, CALL.min(shards));

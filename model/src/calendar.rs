@@ -6,12 +6,10 @@ const DAY_MS: i64 = 86_400_000;
 /// The epoch was a Thursday; weeks of the features begin on Monday.
 const EPOCH_OFFSET_DAYS: i64 = 3;
 
-/// Sine and cosine of the time of day and of the time of the week, of a moment in UTC.
-///
-/// This is the one place where a moment becomes a calendar position, so a configured time zone enters here.
-pub(crate) fn cycle(ts: Timestamp) -> [f32; 4] {
-    let day = ts.as_ms().rem_euclid(DAY_MS) as f64 / DAY_MS as f64;
-    let week_ms = (ts.as_ms().saturating_add(EPOCH_OFFSET_DAYS * DAY_MS)).rem_euclid(7 * DAY_MS);
+/// Sine and cosine of the time of day and of the time of the week, of a time on the wall ([`crate::LocalTime`]).
+pub(crate) fn cycle(wall: Timestamp) -> [f32; 4] {
+    let day = wall.as_ms().rem_euclid(DAY_MS) as f64 / DAY_MS as f64;
+    let week_ms = (wall.as_ms().saturating_add(EPOCH_OFFSET_DAYS * DAY_MS)).rem_euclid(7 * DAY_MS);
     let week = week_ms as f64 / (7 * DAY_MS) as f64;
     let turn = std::f64::consts::TAU;
     [(day * turn).sin() as f32, (day * turn).cos() as f32, (week * turn).sin() as f32, (week * turn).cos() as f32]

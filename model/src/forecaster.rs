@@ -1,6 +1,6 @@
 //! What every forecaster takes and gives.
 
-use foreshard_datasets::Bounds;
+use foreshard_datasets::{Bounds, Calendar, EventCalendar};
 use foreshard_domain::{Fallback, Metric, Product, QuantileForecast, QuantileLevels, ShardId, Step, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,8 @@ pub struct Context<'a> {
     pub step: Step,
     /// Values in units of the metric, one a step; `NaN` where nothing was observed.
     pub values: &'a [f32],
+    /// Events that are known at the origin, past and announced ones, where there is a list of them.
+    pub events: Option<&'a EventCalendar>,
 }
 
 impl Context<'_> {
@@ -63,6 +65,13 @@ pub struct ForecastSpec {
     /// What values are physically possible.
     #[serde(with = "BoundsName")]
     pub bounds: Bounds,
+    /// The IANA time zone whose wall clock the season follows.
+    #[serde(default = "utc")]
+    pub zone: String,
+}
+
+fn utc() -> String {
+    "UTC".to_owned()
 }
 
 /// One thing wrong with a [`ForecastSpec`].
@@ -92,6 +101,12 @@ pub enum SpecError {
         /// The highest learned.
         highest: f64,
     },
+    /// A time zone that nobody knows.
+    #[error("unknown time zone {zone:?}; use an IANA name such as Europe/Berlin or UTC")]
+    Zone {
+        /// What was given.
+        zone: String,
+    },
 }
 
 impl ForecastSpec {
@@ -104,6 +119,7 @@ impl ForecastSpec {
             season_steps: usize::try_from(season).unwrap_or(1),
             levels: QuantileLevels::standard(),
             bounds: Bounds::Load,
+            zone: utc(),
         }
     }
 
@@ -122,6 +138,9 @@ impl ForecastSpec {
         let outside = |l: &&f64| **l < lowest - 1e-9 || **l > highest + 1e-9;
         let levels = self.levels.as_slice().iter().filter(outside);
         problems.extend(levels.map(|level| SpecError::Level { level: *level, lowest, highest }));
+        if Calendar::new(&self.zone, Vec::new()).is_err() {
+            problems.push(SpecError::Zone { zone: self.zone.clone() });
+        }
         problems
     }
 
@@ -169,8 +188,14 @@ mod tests {
         let shard = ShardId::new("s").unwrap();
         let values = [1.0, 2.0, f32::NAN];
         let start = Timestamp::from_ms(600_000);
-        let context =
-            Context { shard: &shard, metric: Metric::CpuUtil, start, step: Step::FIVE_MINUTES, values: &values };
+        let context = Context {
+            shard: &shard,
+            metric: Metric::CpuUtil,
+            start,
+            step: Step::FIVE_MINUTES,
+            values: &values,
+            events: None,
+        };
         assert_eq!(context.issued_at(), Timestamp::from_ms(1_200_000));
         assert_eq!(context.last_observed(), Some(Timestamp::from_ms(900_000)));
         let empty = Context { values: &[], ..context };
@@ -185,6 +210,7 @@ mod tests {
         assert_eq!(spec.season_steps, 288);
         spec.horizon = 9999;
         spec.levels = QuantileLevels::new(vec![0.001, 0.5, 0.999]).unwrap();
-        assert_eq!(spec.problems().len(), 3);
+        spec.zone = "Mars/Base".to_owned();
+        assert_eq!(spec.problems().len(), 4);
     }
 }

@@ -8,11 +8,13 @@
 //! for all series, pushed through today's quantiles.
 
 mod calendar;
+mod event_effects;
 mod features;
 mod forecaster;
 mod fused;
 mod gaps;
 mod lanes;
+mod local_time;
 mod network;
 mod pretrained;
 mod rivals;
@@ -24,6 +26,7 @@ mod trained;
 mod version;
 mod widths;
 
+pub use event_effects::{EventEffects, EventSource};
 pub use features::{CALENDAR, FeatureTable, Features, PATCHES, STEP_INPUTS};
 pub use forecaster::{Answer, Context, ForecastSpec, Forecaster, SpecError};
 pub use fused::{
@@ -31,13 +34,14 @@ pub use fused::{
 };
 pub use gaps::Filled;
 pub use lanes::{Lanes, LanesError};
+pub use local_time::LocalTime;
 pub use network::{
     Architecture, Batch, DropoutMasks, Goals, Kernel, NetworkError, Outputs, Parameter, TENSOR_LEVELS, WeightTensors,
     Weights, WeightsError, forward, pinball_loss, read_weights, weights_bytes,
 };
 pub use pretrained::{PRETRAINED, pretrained};
 pub use rivals::{LastValue, SeasonalNaive, fall_back};
-pub use scenarios::{any_step, scenarios_from};
+pub use scenarios::{FEWEST_MOMENTS, GroupMember, any_step, past_risk, scenarios_from};
 pub use templates::{RankTemplates, TemplateLimits, TemplateSource, TemplatesError, rank_of};
 pub use trained::{MIN_HISTORY_DAYS, Trained, TrainedParts};
 pub use version::{

@@ -195,7 +195,7 @@ mod tests {
         let shard = ShardId::new("s").unwrap();
         let spec = ForecastSpec::of_product(Product::NextHours);
         let start = Timestamp::from_ms(0);
-        f(&Context { shard: &shard, metric: Metric::CpuUtil, start, step: spec.step, values })
+        f(&Context { shard: &shard, metric: Metric::CpuUtil, start, step: spec.step, values, events: None })
     }
 
     fn daily(days: usize) -> Vec<f32> {

@@ -12,8 +12,11 @@ use rand_chacha::ChaCha8Rng;
 use crate::RankTemplates;
 use crate::templates::{probability_of, stable_hash};
 
-/// How far the ranks of a template move when it is drawn again.
-const JITTER: f64 = 0.04;
+/// Fewest moments from which a probability is read.
+pub const FEWEST_MOMENTS: usize = 10;
+/// How far the middle ranks of a template move when it is drawn again. Outer ones move less, so that no extreme is made that
+/// never was: risk is about extremes.
+const JITTER: f64 = 0.02;
 
 /// `n` joint paths of the forecasts' loads; signals (metrics without a resource) are left out.
 ///
@@ -96,7 +99,8 @@ impl<'a> Draw<'a> {
                 Some((templates, lane)) => {
                     let rank = |template: usize| lane.get(template * templates.slots() + templates.slot(step));
                     let u = |(template, shift): &(usize, f64)| {
-                        rank(*template).map_or(0.5, |rank| probability_of(*rank) + shift).clamp(0.002, 0.998)
+                        let drawn = rank(*template).map_or(0.5, |rank| probability_of(*rank));
+                        (drawn + shift * 4.0 * drawn * (1.0 - drawn)).clamp(0.002, 0.998)
                     };
                     values.extend(self.picks.iter().map(|pick| value(u(pick))));
                 }
@@ -128,14 +132,78 @@ pub fn any_step(
         return below.iter().map(|p| 1.0 - p).fold(0.0, f64::max);
     };
     let lane = templates.lane(shard, metric);
-    let passes = |template: &[u8]| {
-        below
-            .iter()
-            .enumerate()
-            .any(|(step, p)| template.get(templates.slot(step)).is_some_and(|rank| probability_of(*rank) > *p))
-    };
-    let hits = lane.chunks_exact(templates.slots()).filter(|template| passes(template)).count();
+    let hits = lane.chunks_exact(templates.slots()).filter(|template| passes(templates, template, &below)).count();
     hits as f64 / templates.len().max(1) as f64
+}
+
+/// Whether the ranks of a template are over the limit at any step; `below` holds P(value <= limit) by step.
+fn passes(templates: &RankTemplates, template: &[u8], below: &[f64]) -> bool {
+    let over =
+        |(step, p): (usize, &f64)| template.get(templates.slot(step)).is_some_and(|rank| probability_of(*rank) > *p);
+    below.iter().enumerate().any(over)
+}
+
+/// A past forecast of one of the series of a group.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupMember<'a> {
+    /// Whose.
+    pub shard: &'a ShardId,
+    /// Of what.
+    pub metric: Metric,
+    /// The forecast.
+    pub forecast: &'a QuantileForecast,
+}
+
+/// What would have been said at a past moment about the sum of some series: the probabilities that it exceeds each of
+/// `limits` at any step, from the templates of those moments that `counts` lets count, such as those whose windows do not
+/// touch this one. `None` where fewer than [`FEWEST_MOMENTS`] count.
+pub fn past_risk(
+    templates: &RankTemplates,
+    members: &[GroupMember<'_>],
+    limits: &[f64],
+    counts: impl Fn(Timestamp) -> bool,
+) -> Option<Vec<f64>> {
+    let counted = templates.issued_at().iter().enumerate().filter(|(_, at)| counts(**at));
+    let moments: Vec<usize> = counted.map(|(i, _)| i).collect();
+    if moments.len() < FEWEST_MOMENTS {
+        return None;
+    }
+    let lanes: Vec<Vec<u8>> = members.iter().map(|m| templates.lane(m.shard, m.metric)).collect();
+    let hits = match (members, lanes.as_slice()) {
+        // One series needs no sum: its ranks are compared with the limit's, as in service.
+        ([one], [lane]) => limits.iter().map(|limit| hits_of_one(templates, one, lane, &moments, *limit)).collect(),
+        _ => hits_of_sum(templates, members, &lanes, &moments, limits),
+    };
+    Some(hits.into_iter().map(|hits: usize| hits as f64 / moments.len() as f64).collect())
+}
+
+fn hits_of_one(templates: &RankTemplates, one: &GroupMember<'_>, lane: &[u8], moments: &[usize], limit: f64) -> usize {
+    let slots = templates.slots();
+    let below: Vec<f64> = (0..one.forecast.horizon()).map(|s| 1.0 - one.forecast.exceedance(s, limit)).collect();
+    let own = moments.iter().filter_map(|moment| lane.get(moment * slots..(moment + 1) * slots));
+    own.filter(|template| passes(templates, template, &below)).count()
+}
+
+fn hits_of_sum(
+    templates: &RankTemplates,
+    members: &[GroupMember<'_>],
+    lanes: &[Vec<u8>],
+    moments: &[usize],
+    limits: &[f64],
+) -> Vec<usize> {
+    let mut hits = vec![0usize; limits.len()];
+    for moment in moments {
+        let value = |(member, lane): (&GroupMember<'_>, &Vec<u8>), step: usize| {
+            let rank = lane.get(moment * templates.slots() + templates.slot(step));
+            let u = rank.map_or(0.5, |rank| probability_of(*rank)).clamp(0.002, 0.998);
+            let floor = member.metric.lower_bound().unwrap_or(f64::NEG_INFINITY);
+            f64::from(member.forecast.sample(step, u)).max(floor)
+        };
+        let sum = |step: usize| members.iter().zip(lanes).map(|one| value(one, step)).sum::<f64>();
+        let highest = (0..templates.horizon()).map(sum).fold(f64::NEG_INFINITY, f64::max);
+        hits.iter_mut().zip(limits).for_each(|(hits, limit)| *hits += usize::from(highest > *limit));
+    }
+    hits
 }
 
 #[cfg(test)]
@@ -216,6 +284,33 @@ mod tests {
         let twice = [series("a", Metric::CpuUtil, 0), series("a", Metric::CpuUtil, 0)];
         assert!(matches!(scenarios_from(None, &twice, 3, 1), Err(ScenarioError::Twice { .. })));
         assert!(scenarios_from(None, &[], 0, 1).is_err());
+    }
+
+    #[test]
+    fn past_risk_is_read_from_the_moments_that_count() {
+        let templates = templates();
+        let (a, b, f) = (shard("a"), shard("b"), forecast());
+        let member = |shard| GroupMember { shard, metric: Metric::CpuUtil, forecast: &f };
+        let (one, both) = ([member(&a)], [member(&a), member(&b)]);
+        assert_eq!(past_risk(&templates, &one, &[10.0, 90.0, 99.9], |_| true), Some(vec![1.0, 0.25, 0.0]));
+        assert_eq!(past_risk(&templates, &both, &[20.0, 180.0, 199.9], |_| true), Some(vec![1.0, 0.25, 0.0]));
+        // Every fourth moment was high; the others alone know of no risk.
+        let calm = |at: Timestamp| at.as_ms() % 4 != 0;
+        assert_eq!(past_risk(&templates, &both, &[180.0], calm), Some(vec![0.0]));
+        assert_eq!(past_risk(&templates, &one, &[90.0], |at| at.as_ms() < 9), None);
+    }
+
+    #[test]
+    fn templates_drawn_again_make_no_extreme_that_never_was() {
+        let templates = templates();
+        let once = scenarios_from(Some(&templates), &[series("a", Metric::CpuUtil, 0)], 40, 7).unwrap();
+        let thrice = scenarios_from(Some(&templates), &[series("a", Metric::CpuUtil, 0)], 120, 7).unwrap();
+        let highest = |set: &ScenarioSet| set.lane(0, 0).unwrap().iter().copied().fold(0.0f32, f32::max);
+        assert!(highest(&thrice) < highest(&once) + 0.5, "{} {}", highest(&thrice), highest(&once));
+        let mut paths: Vec<u32> = thrice.lane(0, 0).unwrap().iter().take(120).map(|v| v.to_bits()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        assert!(paths.len() > 4, "paths drawn again differ");
     }
 
     #[test]

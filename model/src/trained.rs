@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use foreshard_domain::{Calibration, Fallback, Timestamp};
+use foreshard_domain::{Calibration, Fallback, RiskCalibrations, Timestamp};
 
 use crate::features::Features;
 use crate::forecaster::as_steps;
+use crate::local_time::Stretch;
 use crate::rivals::{checked, missing_share};
 use crate::widths::rise_outward;
 use crate::{
-    Answer, Context, FeatureTable, Filled, ForecastSpec, Forecaster, Lanes, NetworkError, TENSOR_LEVELS, WeightTensors,
-    Weights, WidthFactors, fall_back, forward,
+    Answer, Context, EventEffects, FeatureTable, Filled, ForecastSpec, Forecaster, Lanes, LocalTime, NetworkError,
+    TENSOR_LEVELS, WeightTensors, Weights, WidthFactors, fall_back, forward,
 };
 
 const LEVELS: usize = TENSOR_LEVELS.len();
@@ -32,6 +33,10 @@ pub struct TrainedParts {
     pub members: Vec<Weights>,
     /// Correction of the widths, if one was fitted.
     pub widths: Option<WidthFactors>,
+    /// What known events do.
+    pub events: EventEffects,
+    /// Corrections of probabilities.
+    pub risk: RiskCalibrations,
 }
 
 /// Networks of one product, ready to answer.
@@ -40,6 +45,7 @@ pub struct Trained {
     parts: TrainedParts,
     features: Features,
     tensors: Vec<WeightTensors>,
+    clock: LocalTime,
     lanes: Arc<Lanes>,
 }
 
@@ -61,7 +67,8 @@ impl Trained {
             return Err(NetworkError::Shape { what: "patch", want, got });
         }
         let tensors = parts.members.iter().map(WeightTensors::frozen).collect::<Result<_, _>>()?;
-        Ok(Self { parts, features, tensors, lanes })
+        let clock = LocalTime::new(&parts.spec.zone, parts.spec.step)?;
+        Ok(Self { parts, features, tensors, clock, lanes })
     }
 
     /// What it is made of.
@@ -80,7 +87,8 @@ impl Trained {
     }
 
     /// Quantiles at the learned levels for origins of filled series, one row a step, in units of the metric, before any
-    /// correction of widths and without bounds. An origin is the index of the first target step.
+    /// correction of widths and without bounds. An origin is the index of the first target step, with its time on the wall;
+    /// the series are those of [`LocalTime`], without events.
     ///
     /// # Errors
     /// [`NetworkError`] if the tensor library fails.
@@ -114,6 +122,43 @@ impl Trained {
             rows.iter_mut().for_each(rise_outward);
         }
         Ok(sums.chunks_exact(steps.len().max(1)).map(<[_]>::to_vec).collect())
+    }
+
+    /// Quantiles of the windows after some contexts, as [`Self::raw_quantiles`] has them: of days without events, by the
+    /// clock on the wall. A window in which the clock is changed is passed once for each offset.
+    fn rows_of(&self, contexts: &[&Context<'_>]) -> Result<Vec<Rows>, NetworkError> {
+        let spec = &self.parts.spec;
+        let window = |c: &Context<'_>| c.start.plus_steps(as_steps(c.values.len()), c.step);
+        let stretches: Vec<Vec<Stretch>> =
+            contexts.iter().map(|c| self.clock.stretches(window(c), spec.horizon)).collect();
+        let passes: Vec<(&Context<'_>, &Stretch)> =
+            contexts.iter().zip(&stretches).flat_map(|(c, own)| own.iter().map(move |stretch| (*c, stretch))).collect();
+        // The whole context is filled, then cut: the same order as in training.
+        let filled = self.lanes.map(&passes, |_, (context, stretch)| {
+            let values = self.parts.events.removed(context);
+            let changed = self.clock.offset_ms(context.issued_at()) != stretch.offset_ms;
+            let keep = if changed { spec.season_steps / 2 } else { 0 };
+            let aligned = self.clock.aligned(&values, context.start, stretch.offset_ms, keep);
+            Filled::new(&aligned, spec.season_steps)
+        });
+        let wall = |(context, stretch): &(&Context<'_>, &Stretch)| window(context).plus_ms(stretch.offset_ms);
+        let origins: Vec<_> = filled.iter().zip(&passes).map(|(f, pass)| (f, f.values().len(), wall(pass))).collect();
+        let mut passed = self.raw_quantiles(&origins)?.into_iter();
+        let of_window = |own: Vec<Stretch>| -> Rows {
+            let parts = own.into_iter().zip(passed.by_ref());
+            parts.flat_map(|(stretch, rows)| rows.get(stretch.steps).unwrap_or(&[]).to_vec()).collect()
+        };
+        Ok(stretches.into_iter().map(of_window).collect())
+    }
+
+    /// An answer with what the events of its window do; `None` if a quantile is no finite number any more.
+    fn with_events(&self, context: &Context<'_>, mut values: Vec<f32>) -> Option<Vec<f32>> {
+        let spec = &self.parts.spec;
+        if !self.parts.events.is_empty() {
+            self.parts.events.put_into(context, spec.levels.as_slice(), &mut values);
+            values.iter_mut().for_each(|q| *q = spec.bounded(*q));
+        }
+        values.iter().all(|q| q.is_finite()).then_some(values)
     }
 
     /// Why a context cannot be answered by the network, if so.
@@ -171,11 +216,7 @@ impl Forecaster for Trained {
         let refusals: Vec<Option<Fallback>> = contexts.iter().map(|c| self.refusal(c)).collect();
         let fit: Vec<&Context<'_>> =
             contexts.iter().zip(&refusals).filter(|(_, r)| r.is_none()).map(|(c, _)| c).collect();
-        // The whole context is filled, then cut: the same order as in training.
-        let filled = self.lanes.map(&fit, |_, c| Filled::new(c.values, spec.season_steps));
-        let start = |c: &Context<'_>| c.start.plus_steps(as_steps(c.values.len()), c.step);
-        let origins: Vec<_> = filled.iter().zip(&fit).map(|(f, c)| (f, f.values().len(), start(c))).collect();
-        let mut rows = match self.raw_quantiles(&origins) {
+        let mut rows = match self.rows_of(&fit) {
             Ok(rows) => rows.into_iter(),
             Err(error) => {
                 tracing::error!(%error, product = self.parts.name, "the network failed; seasonal naive answers");
@@ -186,7 +227,7 @@ impl Forecaster for Trained {
             if let Some(reason) = refusal {
                 return fall_back(spec, context, reason);
             }
-            let Some(values) = rows.next().and_then(|rows| self.corrected(&rows)) else {
+            let Some(values) = rows.next().and_then(|rows| self.with_events(context, self.corrected(&rows)?)) else {
                 return fall_back(spec, context, Fallback::NoModel);
             };
             Answer {

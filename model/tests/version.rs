@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use foreshard_domain::{Calibration, Fallback, Metric, Product, Resource, ShardId, Timestamp};
+use foreshard_datasets::{EventCalendar, LoadEvent};
+use foreshard_domain::{
+    Calibration, Fallback, Metric, Product, Resource, RiskCalibration, RiskCalibrations, ShardId, Timestamp,
+};
 use foreshard_model::{
-    Architecture, Context, Features, ForecastSpec, Forecaster, RankTemplates, TemplateLimits, TrainedParts, Version,
-    VersionError, VersionParts, VersionProduct, WidthFactors, WidthSample, write_version,
+    Architecture, Context, EventEffects, EventSource, Features, ForecastSpec, Forecaster, RankTemplates,
+    TemplateLimits, TrainedParts, Version, VersionError, VersionParts, VersionProduct, WidthFactors, WidthSample,
+    write_version,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -37,8 +41,26 @@ fn product(product: Product) -> VersionProduct {
             .map(|name| ((Metric::CpuUtil, shard(name)), Timestamp::from_ms(i64::from(t)), vec![t * 5 + 1; slots]))
     });
     let templates = RankTemplates::from_ranks(spec.horizon, ranks.collect(), &TemplateLimits::default());
-    let trained = TrainedParts { name: product.name().to_owned(), spec, members, widths };
+    let half = RiskCalibration { bias: -0.5, slope: 0.5 };
+    let risk = RiskCalibrations { series: half, groups: RiskCalibration { bias: 0.25, ..half } };
+    let trained = TrainedParts { name: product.name().to_owned(), spec, members, widths, events: effects(), risk };
     VersionProduct { trained, templates: Some(templates) }
+}
+
+/// What four sales did, one a week.
+fn effects() -> EventEffects {
+    let hours = |hours: i64| Timestamp::from_ms(hours * 3_600_000);
+    let sale = |week: i64| LoadEvent {
+        start: hours(week * 168 + 34),
+        end: hours(week * 168 + 38),
+        name: "sale".to_owned(),
+        shard: None,
+    };
+    let (events, shard, values) = (EventCalendar::new((0..4).map(sale)), shard("a"), series(28, 3));
+    let context = Context { events: Some(&events), ..context(&shard, Product::NextHours, &values) };
+    let effects = EventEffects::fit(&[EventSource { context, season: 288 }]);
+    assert!(!effects.is_empty());
+    effects
 }
 
 fn parts() -> VersionParts {
@@ -64,7 +86,7 @@ fn series(days: usize, seed: usize) -> Vec<f32> {
 }
 
 fn context<'a>(shard: &'a ShardId, product: Product, values: &'a [f32]) -> Context<'a> {
-    Context { shard, metric: Metric::CpuUtil, start: Timestamp::from_ms(0), step: product.step(), values }
+    Context { shard, metric: Metric::CpuUtil, start: Timestamp::from_ms(0), step: product.step(), values, events: None }
 }
 
 #[test]

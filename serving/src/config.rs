@@ -17,6 +17,8 @@ pub struct ServingConfig {
     pub model: String,
     /// Dated folder of history that ingest writes; made if it is not there.
     pub history: PathBuf,
+    /// File of known events (CSV or Parquet: start, end, name and perhaps shard_id); read again whenever it changes.
+    pub events: Option<PathBuf>,
     /// Folder of the log that rows are in before they are acknowledged; `<history>.log` unless set.
     pub log: Option<PathBuf>,
     /// Rows (forecasts of one series) that may wait to be computed; beyond them requests are refused.
@@ -53,6 +55,7 @@ impl Default for ServingConfig {
             registry: PathBuf::from("registry"),
             model: "load".to_owned(),
             history: PathBuf::from("history"),
+            events: None,
             log: None,
             queue_rows: 65_536,
             batch_rows: 4_096,

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use crate::{ConfigProblem, IngestError};
+use crate::{ConfigProblem, EventsError, IngestError};
 
 /// Why a server does not start, or did not stop cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,9 @@ pub enum ServingError {
     /// The history or the log cannot be read or written.
     #[error("what was ingested before cannot be read, or what waits cannot be written")]
     Ingest(#[from] IngestError),
+    /// The events cannot be read.
+    #[error("the known events cannot be used")]
+    Events(#[from] EventsError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}; is another server running there")]
     Listen {

@@ -210,7 +210,8 @@ fn rehearse(version: &dyn ServedVersion, product: Product) -> Result<(), String>
     let wave = |i: usize| 50.0 + 20.0 * (i as f32 / steps as f32 * std::f32::consts::TAU).sin();
     let values: Vec<f32> = (0..steps * REHEARSAL_DAYS).map(wave).collect();
     let start = Timestamp::from_ms(0);
-    let context = Context { shard: &shard, metric: Metric::CpuUtil, start, step: product.step(), values: &values };
+    let context =
+        Context { shard: &shard, metric: Metric::CpuUtil, start, step: product.step(), values: &values, events: None };
     let forecasts = version.forecast(product, &[context]);
     let fits = |forecast: &foreshard_domain::SeriesForecast| {
         forecast.shard == shard

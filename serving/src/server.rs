@@ -17,6 +17,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::config::model_ms;
 use crate::engine::{Bench, Engine, EngineLimits, Slot};
+use crate::events::EventWatch;
 use crate::ingest::{Ingestor, reason};
 use crate::registry::Reloader;
 use crate::service::{ForecastApi, ScenarioBudget};
@@ -71,6 +72,9 @@ pub async fn start_with(
 
     let (history, log, days) = (config.history.clone(), config.log_dir(), config.context_days);
     let ingestor = Arc::new(spawn_blocking(move || Ingestor::open(&history, &log, days)).await??);
+    let events = Arc::new(EventWatch::new(config.events.clone(), ingestor.contexts()));
+    let first = Arc::clone(&events);
+    spawn_blocking(move || first.check()).await??;
     let slot = Arc::new(Slot::default());
     let reloader = Arc::new(Reloader::new(&config.registry, &config.model, loader, Arc::clone(&slot)));
     reload(&reloader).await;
@@ -96,7 +100,7 @@ pub async fn start_with(
     let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     let background = vec![
         tokio::spawn(keep_flushing(parts.clone(), config.flush_every, stop.clone())),
-        tokio::spawn(keep_reloading(Arc::clone(&parts.reloader), config.reload_every, stop.clone())),
+        tokio::spawn(keep_reloading((Arc::clone(&parts.reloader), events), config.reload_every, stop.clone())),
     ];
     set_health(&health, ServingStatus::Serving).await;
     tracing::info!(%addr, model = config.model, version = ?slot.id(), "serving");
@@ -240,13 +244,21 @@ async fn keep_flushing(parts: ForecastApi, every: Duration, stop: CancellationTo
     }
 }
 
-async fn keep_reloading(reloader: Arc<Reloader>, every: Duration, stop: CancellationToken) {
+async fn keep_reloading(
+    (reloader, events): (Arc<Reloader>, Arc<EventWatch>),
+    every: Duration,
+    stop: CancellationToken,
+) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(every) => {}
         }
         reload(&reloader).await;
+        let events = Arc::clone(&events);
+        if let Err(error) = spawn_blocking(move || events.look()).await {
+            tracing::error!(%error, "looking at the events panicked");
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use common::*;
 use foreshard_api::ScenarioQuery;
 use foreshard_domain::{Clock, Metric, Product, Timestamp};
 use foreshard_model::{
-    Architecture, Features, ForecastSpec, TrainedParts, VersionError, VersionParts, VersionProduct, Weights,
-    write_version,
+    Architecture, EventEffects, Features, ForecastSpec, TrainedParts, VersionError, VersionParts, VersionProduct,
+    Weights, write_version,
 };
 use foreshard_serving::{ReloadError, start};
 use std::fs;
@@ -20,7 +20,14 @@ fn write(place: &Place, number: u64) {
         let spec = ForecastSpec::of_product(product);
         let architecture = Architecture::new(&Features::new(&spec));
         let members = vec![Weights { architecture, values: vec![0.0; architecture.size()] }];
-        let trained = TrainedParts { name: product.name().to_owned(), spec, members, widths: None };
+        let trained = TrainedParts {
+            name: product.name().to_owned(),
+            spec,
+            members,
+            widths: None,
+            events: EventEffects::default(),
+            risk: Default::default(),
+        };
         VersionProduct { trained, templates: None }
     };
     let parts = VersionParts {

@@ -5,12 +5,15 @@
 //! it is not fitted again on the windows afterwards, because nobody would have checked the result. What that costs in
 //! freshness is little, since the context of a forecast always reaches up to the present.
 
-use foreshard_datasets::{EvalSeries, Event, History, LeftOut, Protocol, Refit, ScaleBasis, Target, evaluation_series};
+use foreshard_datasets::{
+    EvalSeries, Event, EventCalendar, History, LeftOut, Protocol, Refit, ScaleBasis, Target, evaluation_series,
+};
 use foreshard_domain::{ContenderRole, EvaluationSection, Metric, Step, Timestamp};
 use foreshard_model::{ForecastSpec, MIN_HISTORY_DAYS, SeasonalNaive};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::evaluate::{Entrant, EvaluateError, Evaluation, evaluate, section};
 use crate::gate::Contest;
@@ -90,6 +93,11 @@ impl BacktestPlan {
             }
         }
         plan
+    }
+
+    /// Tells every series which events are known.
+    pub fn announce(&mut self, events: &Arc<EventCalendar>) {
+        self.windows.iter_mut().flat_map(|w| &mut w.series).for_each(|s| s.events = events.clone());
     }
 
     fn skip(&mut self, product: &str, why: String) {

@@ -132,6 +132,7 @@ pub(crate) fn fingerprint(series: &BTreeMap<String, Vec<TrainSeries>>, spec: &Tr
             let step = one.series.step.as_ms();
             hash.update(format!("{} {} {} {step} {}", one.shard, one.metric, one.series.start, values.len()));
             values.iter().for_each(|v| hash.update(v.to_bits().to_le_bytes()));
+            one.events.of(&one.shard).for_each(|event| hash.update(format!("{event:?}")));
         }
     }
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()

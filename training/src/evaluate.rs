@@ -2,7 +2,8 @@
 
 use foreshard_datasets::{EvalSeries, Event, ForecastRow, Protocol};
 use foreshard_domain::{
-    Contender, ContenderRole, EvaluationSection, FanWindow, QuantileForecast, QuantileLevels, Scores, ShardId,
+    Contender, ContenderRole, EvaluationSection, FanWindow, QuantileForecast, QuantileLevels, RiskCalibrations, Scores,
+    ShardId,
 };
 use foreshard_model::{Answer, Context, ForecastSpec, Forecaster, RankTemplates, Version, any_step};
 use rayon::prelude::*;
@@ -119,6 +120,7 @@ pub(crate) fn context(series: &EvalSeries, window: usize) -> Context<'_> {
         start: series.series.start,
         step: series.series.step,
         values: series.known(window),
+        events: Some(&series.events),
     }
 }
 
@@ -177,6 +179,8 @@ pub struct Entrant<'a> {
     pub forecaster: &'a dyn Forecaster,
     /// What the probability of an event is worked out from.
     pub templates: Option<&'a RankTemplates>,
+    /// How that probability is corrected.
+    pub risk: RiskCalibrations,
 }
 
 /// A forecaster under another name.
@@ -203,7 +207,8 @@ impl<'a> Entrant<'a> {
     /// A product (or protocol) of a version; `None` if it was not trained for it.
     pub fn of_version(version: &'a Version, product: &str) -> Option<Self> {
         let forecaster = version.forecaster(product)?;
-        Some(Self { name: version.id().to_string(), forecaster, templates: version.templates(product) })
+        let (templates, risk) = (version.templates(product), version.risk(product));
+        Some(Self { name: version.id().to_string(), forecaster, templates, risk })
     }
 
     /// As [`evaluate`], the event's probability from the templates.
@@ -212,7 +217,7 @@ impl<'a> Entrant<'a> {
     /// [`EvaluateError`], as [`evaluate`].
     pub fn evaluate(&self, series: &[EvalSeries], protocol: &Protocol) -> Result<Evaluation, EvaluateError> {
         let p_any = |context: &Context<'_>, forecast: &QuantileForecast, limit: f64| {
-            any_step(self.templates, context.shard, context.metric, forecast, limit)
+            self.risk.series.apply(any_step(self.templates, context.shard, context.metric, forecast, limit))
         };
         evaluate(&Named { name: &self.name, inner: self.forecaster }, Some(&p_any), series, protocol)
     }

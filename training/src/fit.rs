@@ -4,6 +4,7 @@ mod after;
 mod loss;
 mod member;
 mod optimiser;
+mod risk;
 mod sampling;
 mod spec;
 
@@ -16,7 +17,7 @@ pub use spec::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use foreshard_domain::{Metric, QuantileForecast, ShardId};
+use foreshard_domain::{Metric, QuantileForecast, RiskCalibrations, ShardId};
 use foreshard_model::{
     Context, Features, Forecaster, Lanes, LanesError, NetworkError, RankTemplates, Trained, TrainedParts,
     VersionProduct, Weights, any_step,
@@ -24,7 +25,7 @@ use foreshard_model::{
 
 use crate::checkpoint::{CheckpointError, CheckpointFile, Progress, fingerprint};
 use member::{Done, MemberRun, Until, members_of};
-use sampling::{Part, Samples};
+use sampling::{Known, Part, Samples};
 
 /// Why a fit ended without a model.
 #[derive(Debug, thiserror::Error)]
@@ -133,9 +134,15 @@ impl FittedModel {
         Some(&self.products.get(product)?.templates)
     }
 
+    /// Corrections of the probabilities of a product.
+    pub fn risk(&self, product: &str) -> RiskCalibrations {
+        self.products.get(product).map_or_else(RiskCalibrations::default, |p| p.trained.parts().risk)
+    }
+
     /// Probability that a load exceeds `limit` at any step of a forecast of this product.
     pub fn p_any(&self, product: &str, context: &Context<'_>, forecast: &QuantileForecast, limit: f64) -> f64 {
-        any_step(self.templates(product), context.shard, context.metric, forecast, limit)
+        let said = any_step(self.templates(product), context.shard, context.metric, forecast, limit);
+        self.risk(product).series.apply(said)
     }
 
     /// What goes into a version folder.
@@ -191,24 +198,36 @@ fn fit_product(
 ) -> Result<FittedProduct, TrainError> {
     let network = |source| TrainError::Network { product: product.name.clone(), source };
     let features = Features::new(&product.forecast);
-    let samples = Samples::draw(product, series, spec, features, Part::BeforeCut, lanes)?;
+    let known = Known::of(product, series)?;
+    let samples = Samples::draw(product, series, spec, &known, Part::BeforeCut, lanes)?;
     let networks = members_of(spec.params(), &features);
     let all: Vec<(MemberSpec, Until)> = networks.into_iter().map(|member| (member, Until::Best)).collect();
     let judged = fit_members(product, &samples, spec, &all, control, lanes, (file, &mut *progress))?;
     let members = judged.iter().map(|done| done.weights.clone()).collect();
-    let parts = TrainedParts { name: product.name.clone(), spec: product.forecast.clone(), members, widths: None };
+    let parts = TrainedParts {
+        name: product.name.clone(),
+        spec: product.forecast.clone(),
+        members,
+        widths: None,
+        events: known.events.clone(),
+        risk: RiskCalibrations::default(),
+    };
     let plain = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
     let past = after::past_forecasts(&plain, &samples).map_err(network)?;
     let widths = spec.params().calibrate.then(|| after::widths(&past, product.forecast.horizon));
     let parts = TrainedParts { widths, ..parts };
     let mut trained = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
     // Widths and ranks come from the networks that had not seen the held-back end: those that have look too sure of it.
-    let templates = after::templates(&trained, &past, &samples);
+    let seen = after::seen(&trained, &past, &samples);
+    let templates = after::templates(&seen, features.horizon);
+    let parts = TrainedParts { risk: risk::calibrations(&seen, &templates, &features, spec.params().seed), ..parts };
+    trained = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
     let count = samples.series().len();
+    drop(seen);
     drop(past);
     drop(samples);
     if spec.params().refit {
-        let samples = Samples::draw(product, series, spec, features, Part::Whole, lanes)?;
+        let samples = Samples::draw(product, series, spec, &known, Part::Whole, lanes)?;
         let served = all.iter().zip(&judged).map(|((member, _), done)| (*member, Until::Step(done.best)));
         let whole =
             fit_members(product, &samples, spec, &served.collect::<Vec<_>>(), control, lanes, (file, progress))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use foreshard_datasets::{EvalSeries, GridSeries};
-use foreshard_domain::{NodeRiskFigures, Provenance, RiskBin, ScenarioSet, SeriesForecast};
+use foreshard_domain::{NodeRiskFigures, Provenance, RiskBin, RiskCalibration, ScenarioSet, SeriesForecast};
 use foreshard_model::{RankTemplates, scenarios_from};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -45,7 +45,7 @@ struct Judged {
 pub fn node_risk(
     series: &[EvalSeries],
     evaluation: &Evaluation,
-    templates: Option<&RankTemplates>,
+    (templates, calibration): (Option<&RankTemplates>, &RiskCalibration),
     spec: &NodeRiskSpec,
 ) -> Option<NodeRiskFigures> {
     let mut alike: BTreeMap<_, Vec<usize>> = BTreeMap::new();
@@ -62,7 +62,7 @@ pub fn node_risk(
             let size = rng.random_range(SIZES.0..=SIZES.1).min(candidates.len());
             let mut drawn = candidates.clone();
             let members = drawn.partial_shuffle(&mut rng, size).0.to_vec();
-            judge(series, evaluation, templates, spec, &members, &mut rng)
+            judge(series, evaluation, (templates, calibration), spec, &members, &mut rng)
         })
         .collect();
     figures(spec.groups, &judged)
@@ -72,7 +72,7 @@ pub fn node_risk(
 fn judge(
     series: &[EvalSeries],
     evaluation: &Evaluation,
-    templates: Option<&RankTemplates>,
+    (templates, calibration): (Option<&RankTemplates>, &RiskCalibration),
     spec: &NodeRiskSpec,
     members: &[usize],
     rng: &mut ChaCha8Rng,
@@ -96,7 +96,7 @@ fn judge(
         };
         let forecasts: Vec<SeriesForecast> = members.iter().zip(&own).map(forecast).collect::<Option<_>>()?;
         let set = scenarios_from(templates, &forecasts, SCENARIOS, spec.seed).ok()?;
-        let joint = set.node_sum(0, 0..own.len()).risk(limit as f32, 0..set.steps()).probability;
+        let joint = calibration.apply(set.node_sum(0, 0..own.len()).risk(limit as f32, 0..set.steps()).probability);
         let (independent, max_marginal) = apart(&set, limit, rng);
         Some(Judged { joint, independent, max_marginal, event })
     };
@@ -187,6 +187,7 @@ mod tests {
             horizon: HORIZON,
             windows: WINDOWS,
             stride: HORIZON,
+            events: Default::default(),
         }
     }
 
@@ -228,20 +229,24 @@ mod tests {
             .collect();
         let templates = RankTemplates::build(HORIZON, &sources, &TemplateLimits::default());
         let spec = NodeRiskSpec { groups: 30, limit: 0.95, seed: 1 };
-        let figures = node_risk(&series, &evaluation(&series), Some(&templates), &spec).unwrap();
+        let figures =
+            node_risk(&series, &evaluation(&series), (Some(&templates), &RiskCalibration::default()), &spec).unwrap();
         assert_eq!((figures.groups, figures.windows, figures.observed), (30, 30 * WINDOWS, 0.25));
         // Every window is one in four, and nobody can know which.
         assert!((figures.joint - 0.25 * 0.75).abs() < 0.01, "{figures:?}");
         assert!(figures.independent > figures.joint + 0.05, "{figures:?}");
         assert!(figures.bins.iter().all(|b| (b.predicted - b.observed).abs() < 0.05), "{figures:?}");
         assert_eq!(figures.bins.iter().map(|b| b.windows).sum::<usize>(), figures.windows);
-        assert_eq!(node_risk(&series, &evaluation(&series), Some(&templates), &spec).unwrap(), figures);
+        assert_eq!(
+            node_risk(&series, &evaluation(&series), (Some(&templates), &RiskCalibration::default()), &spec).unwrap(),
+            figures
+        );
     }
 
     #[test]
     fn one_shard_is_no_group() {
         let series = [shard("a")];
         let spec = NodeRiskSpec { groups: 3, limit: 0.95, seed: 1 };
-        assert_eq!(node_risk(&series, &evaluation(&series), None, &spec), None);
+        assert_eq!(node_risk(&series, &evaluation(&series), (None, &RiskCalibration::default()), &spec), None);
     }
 }

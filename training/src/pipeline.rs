@@ -1,11 +1,12 @@
 //! One turn of learning: set windows aside, fit, backtest, gate, write the version, label it.
 
-use foreshard_datasets::History;
+use foreshard_datasets::{EventCalendar, History};
 use foreshard_domain::{EvaluationReport, GateVerdict, Metric, ModelVersion};
 use foreshard_model::{Context, Forecaster, Version, VersionError, VersionParts, write_version};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::backtest::{BacktestPlan, MetricBacktest, SkippedProduct, run_backtest};
 use crate::card::{Told, card, evaluation_report};
@@ -20,6 +21,8 @@ use crate::{FitControl, FittedModel, ProductSpec, TrainError, TrainErrors, Train
 pub struct TrainOptions<'a> {
     /// What the version has to keep to be promoted.
     pub limits: GateLimits,
+    /// Known events of the shards.
+    pub events: Arc<EventCalendar>,
     /// Draws `report.html` from the data of `report.json`.
     pub render: &'a dyn Fn(&EvaluationReport) -> String,
 }
@@ -103,6 +106,7 @@ pub fn train_version(
     let params = spec.params();
     let products = params.products.iter().map(|p| (p.name.as_str(), &p.forecast));
     let mut plan = BacktestPlan::new(history, products, params.metrics.as_deref());
+    plan.announce(&options.events);
     let fitted = fit_what_can_be(&mut plan, spec, control)?;
     let reservation = registry.reserve(model)?;
     let id = ModelVersion { model: model.to_owned(), number: reservation.number() };
@@ -184,6 +188,7 @@ fn train_series(plan: &BacktestPlan) -> BTreeMap<String, Vec<TrainSeries>> {
             metric: s.metric,
             series: s.series.clone(),
             usable: s.first,
+            events: s.events.clone(),
         });
         all.entry(windows.product.clone()).or_default().extend(series);
     }
@@ -198,7 +203,8 @@ fn backtest<'a>(
 ) -> Result<Vec<MetricBacktest<'a>>, EvaluateError> {
     let entrant = |product: &str| {
         let forecaster = fitted.forecaster(product)?;
-        Some(Entrant { name: id.to_string(), forecaster, templates: fitted.templates(product) })
+        let (templates, risk) = (fitted.templates(product), fitted.risk(product));
+        Some(Entrant { name: id.to_string(), forecaster, templates, risk })
     };
     run_backtest(plan, &entrant, &|product| Entrant::of_version(champion?, product))
 }

@@ -18,6 +18,7 @@ fn spec(protocol: &Protocol) -> ForecastSpec {
         season_steps: protocol.season_steps(),
         levels: QuantileLevels::standard(),
         bounds: protocol.bounds,
+        zone: "UTC".to_owned(),
     }
 }
 

@@ -38,7 +38,13 @@ fn series(count: usize, days: usize) -> Vec<TrainSeries> {
             let step = Step::from_ms(3_600_000).unwrap();
             let series = GridSeries { start: Timestamp::from_ms(0), step, values: values.collect() };
             let usable = series.values.len() - 10 * SEASON;
-            TrainSeries { shard: ShardId::new(format!("s{s}")).unwrap(), metric: Metric::CpuUtil, series, usable }
+            TrainSeries {
+                shard: ShardId::new(format!("s{s}")).unwrap(),
+                metric: Metric::CpuUtil,
+                series,
+                usable,
+                events: Default::default(),
+            }
         })
         .collect()
 }
@@ -50,6 +56,7 @@ fn product() -> ProductSpec {
         season_steps: SEASON,
         levels: QuantileLevels::standard(),
         bounds: Bounds::Load,
+        zone: "UTC".to_owned(),
     };
     ProductSpec { name: "hourly".into(), forecast }
 }
@@ -174,6 +181,7 @@ fn score(forecaster: &dyn Forecaster, data: &[TrainSeries]) -> f64 {
                 start: one.series.start,
                 step: one.series.step,
                 values,
+                events: None,
             };
             let answer = forecaster.forecast(&[context]).remove(0);
             assert_eq!(answer.fallback, None);

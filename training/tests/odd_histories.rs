@@ -42,7 +42,8 @@ fn history(shards: usize, hours: usize, load: impl Fn(usize, usize) -> Option<f6
 
 fn product() -> ProductSpec {
     let (step, levels) = (Step::from_ms(HOUR).unwrap(), QuantileLevels::standard());
-    let forecast = ForecastSpec { step, horizon: 6, season_steps: 24, levels, bounds: Bounds::Load };
+    let forecast =
+        ForecastSpec { step, horizon: 6, season_steps: 24, levels, bounds: Bounds::Load, zone: "UTC".to_owned() };
     ProductSpec { name: "hours".into(), forecast }
 }
 
@@ -64,7 +65,7 @@ fn train(history: &History) -> Result<Version, PipelineError> {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::open(folder.path()).unwrap();
     let render = |report: &EvaluationReport| report.title.clone();
-    let options = TrainOptions { limits: GateLimits::default(), render: &render };
+    let options = TrainOptions { limits: GateLimits::default(), events: Default::default(), render: &render };
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
     train_version(history, &params.check().unwrap(), &registry, "lstm", &options, &mut control)?;
     Ok(registry.load("lstm", 1).unwrap())
@@ -78,8 +79,14 @@ fn answers_soundly(name: &str, version: &Version, history: &History, shards: usi
     let (series, _) = evaluation_series(history, &plan.windows[0].protocol);
     assert_eq!(series.len(), shards, "{name}: nobody was left out");
     for EvalSeries { shard, metric, series, .. } in &series {
-        let context =
-            Context { shard, metric: *metric, start: series.start, step: series.step, values: &series.values };
+        let context = Context {
+            shard,
+            metric: *metric,
+            start: series.start,
+            step: series.step,
+            values: &series.values,
+            events: None,
+        };
         let answer = forecaster.forecast(&[context]).remove(0);
         let highest = series.values.iter().copied().filter(|v| v.is_finite()).fold(0.0f32, |a, v| a.max(v.abs()));
         for step in 0..spec.horizon {

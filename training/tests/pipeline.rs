@@ -39,7 +39,14 @@ fn product(name: &str, horizon: usize) -> ProductSpec {
     let levels = QuantileLevels::standard();
     ProductSpec {
         name: name.into(),
-        forecast: ForecastSpec { step, horizon, season_steps: 24, levels, bounds: Bounds::Load },
+        forecast: ForecastSpec {
+            step,
+            horizon,
+            season_steps: 24,
+            levels,
+            bounds: Bounds::Load,
+            zone: "UTC".to_owned(),
+        },
     }
 }
 
@@ -67,7 +74,7 @@ fn train(
 ) -> Result<TrainReport, PipelineError> {
     let render = |report: &EvaluationReport| format!("<h1>{}</h1>", report.title);
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
-    let options = TrainOptions { limits, render: &render };
+    let options = TrainOptions { limits, events: Default::default(), render: &render };
     train_version(history, spec, registry, "lstm", &options, &mut control)
 }
 

@@ -3,7 +3,7 @@
 
 use foreshard_domain::{Metric, Product, Timestamp};
 use foreshard_model::{
-    Architecture, Features, ForecastSpec, TrainedParts, VersionParts, VersionProduct, write_version,
+    Architecture, EventEffects, Features, ForecastSpec, TrainedParts, VersionParts, VersionProduct, write_version,
 };
 use foreshard_training::{Labels, Registry, RegistryError};
 use rand::SeedableRng;
@@ -15,7 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 fn parts(model: &str, number: u64) -> VersionParts {
     let spec = ForecastSpec { horizon: 4, season_steps: 8, ..ForecastSpec::of_product(Product::NextHours) };
     let weights = Architecture::new(&Features::new(&spec)).initial(&mut rand_chacha::ChaCha8Rng::seed_from_u64(number));
-    let trained = TrainedParts { name: "next_hours".into(), spec, members: vec![weights], widths: None };
+    let trained = TrainedParts {
+        name: "next_hours".into(),
+        spec,
+        members: vec![weights],
+        widths: None,
+        events: EventEffects::default(),
+        risk: Default::default(),
+    };
     VersionParts {
         model: model.into(),
         number,

@@ -2,7 +2,7 @@
 
 use foreshard_datasets::{
     HistoryFolder, ImportOptions, Inspection, ReadFilter, ReadReport, Workload, WorkloadSpec, import, inspect,
-    read_history, write_history,
+    read_history, write_events, write_history,
 };
 use foreshard_domain::{NodeId, Observation, Step};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::output::{self, Failure, Format, Verdict};
 pub fn run(command: &DataCommand, format: Format) -> Result<Verdict, Failure> {
     match command {
         DataCommand::Import { from, to, speed } => bring_in(from, to, speed, format),
-        DataCommand::Generate { to, shards, days, seed, zone, end } => {
+        DataCommand::Generate { to, shards, days, seed, zone, events, end } => {
             let mut spec = WorkloadSpec {
                 shards: *shards,
                 days: *days,
@@ -28,7 +28,7 @@ pub fn run(command: &DataCommand, format: Format) -> Result<Verdict, Failure> {
             if let Some(end) = end {
                 spec.start = spec.step.floor(*end).plus_steps(-i64::from(*days), Step::DAY);
             }
-            generate(to, spec, format)
+            generate(to, events.as_deref(), spec, format)
         }
         DataCommand::Inspect { path } => show(path, format),
     }
@@ -49,11 +49,17 @@ fn print_written(format: Format, written: &Written) -> Result<Verdict, Failure> 
     Ok(Verdict::Done)
 }
 
-fn generate(to: &Path, spec: WorkloadSpec, format: Format) -> Result<Verdict, Failure> {
+fn generate(to: &Path, events: Option<&Path>, spec: WorkloadSpec, format: Format) -> Result<Verdict, Failure> {
     let shards = spec.shards;
     let workload = Workload::new(spec)?;
     let rows = write_history(to, workload.rows())?;
-    print_written(format, &Written { to: to.display().to_string(), rows, shards, note: String::new() })
+    let mut note = String::new();
+    if let Some(file) = events {
+        let campaigns = workload.events();
+        write_events(file, &campaigns)?;
+        note = format!(", {} events to {}", campaigns.len(), file.display());
+    }
+    print_written(format, &Written { to: to.display().to_string(), rows, shards, note })
 }
 
 /// Rows of one call while a folder is filled: pieces of some megabytes.

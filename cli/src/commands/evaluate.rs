@@ -17,7 +17,7 @@ use std::path::Path;
 
 use crate::args::{Compare, EvaluateArgs, ModelKind};
 use crate::commands::progress::Progress;
-use crate::commands::{path, percent};
+use crate::commands::{events, path, percent};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
@@ -39,7 +39,7 @@ fn fact(name: &str, value: impl Into<String>) -> Fact {
 
 /// Evaluates the model and its rivals, writes what was asked for, prints the figures.
 pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
-    let mut task = load(args)?;
+    let mut task = load(args, settings)?;
     let mut progress = Progress::new();
     let subject = subject(args, settings, &mut task, &mut progress)?;
     let mut evaluations = vec![(ContenderRole::Subject, subject.evaluation)];
@@ -69,7 +69,7 @@ pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<V
     Ok(Verdict::Done)
 }
 
-fn load(args: &EvaluateArgs) -> Result<Task, Failure> {
+fn load(args: &EvaluateArgs, settings: &Settings) -> Result<Task, Failure> {
     let protocol = Protocol::load(&args.protocol)?;
     let (mut series, mut left_out, mut facts) = (Vec::new(), Vec::new(), Vec::new());
     for path in &args.history {
@@ -89,7 +89,10 @@ fn load(args: &EvaluateArgs) -> Result<Task, Failure> {
         season_steps: protocol.season_steps(),
         levels: QuantileLevels::standard(),
         bounds: protocol.bounds,
+        zone: settings.data.zone.clone(),
     };
+    let events = events(path(&args.events, &settings.data.events))?;
+    series.iter_mut().for_each(|s| s.events = events.clone());
     facts.push(fact(
         "protocol",
         format!("{}: {} windows of {} steps", protocol.name, protocol.windows, protocol.horizon),
@@ -117,7 +120,7 @@ impl Answered {
         let seed = args.seed.unwrap_or(settings.train.seed);
         let judged = |groups| {
             let spec = NodeRiskSpec { groups, limit: GROUP_LIMIT, seed };
-            node_risk(&task.series, &evaluation, entrant.templates, &spec)
+            node_risk(&task.series, &evaluation, (entrant.templates, &entrant.risk.groups), &spec)
         };
         let node_risk = args.node_risk.and_then(judged);
         Ok(Self { evaluation, node_risk })
@@ -165,7 +168,8 @@ fn trained(
     let Some(fitted) = train(args, settings, task, progress, members)? else { return Ok(None) };
     let protocol = &task.protocol.name;
     let forecaster = fitted.forecaster(protocol).ok_or("the fit left the protocol's product out")?;
-    let entrant = Entrant { name: name.to_owned(), forecaster, templates: fitted.templates(protocol) };
+    let (templates, risk) = (fitted.templates(protocol), fitted.risk(protocol));
+    let entrant = Entrant { name: name.to_owned(), forecaster, templates, risk };
     progress.set(&format!("evaluating {name}"), 0.0, "");
     Ok(Some(Answered::by(&entrant, args, settings, task)?))
 }
@@ -226,6 +230,7 @@ fn train(
         metric: s.metric,
         series: s.series.clone(),
         usable: s.first,
+        events: s.events.clone(),
     };
     let series = BTreeMap::from([(task.protocol.name.clone(), task.series.iter().map(known).collect())]);
     let mut on_step = |p: foreshard_training::FitProgress| {

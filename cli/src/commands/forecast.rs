@@ -37,7 +37,8 @@ fn from_server(server: &str, args: &ForecastArgs) -> Result<Vec<SeriesForecast>,
 
 fn from_registry(args: &ForecastArgs, settings: &Settings) -> Result<Vec<SeriesForecast>, Failure> {
     let registry = path(&args.registry, &settings.registry.path);
-    let local = Local::open(path(&args.history, &settings.data.history), registry, &settings.registry.model)?;
+    let (history, events) = (path(&args.history, &settings.data.history), path(&args.events, &settings.data.events));
+    let local = Local::open(history, events, registry, &settings.registry.model)?;
     let forecasts = local.forecast(&args.shards, &args.metrics, args.product)?;
     if args.levels.is_empty() {
         return Ok(forecasts);

@@ -51,6 +51,7 @@ impl Learned {
                     metric: resource.metric(),
                     series: series_of,
                     usable: before,
+                    events: Default::default(),
                 });
             }
         }
@@ -81,7 +82,14 @@ impl Learned {
                 let from = lane.len().saturating_sub(CONTEXT_DAYS * per_day);
                 let start = seen.start().plus_steps(i64::try_from(from)?, seen.step());
                 let values = lane.get(from..).unwrap_or(&[]);
-                contexts.push(Context { shard, metric: resource.metric(), start, step: seen.step(), values });
+                contexts.push(Context {
+                    shard,
+                    metric: resource.metric(),
+                    start,
+                    step: seen.step(),
+                    values,
+                    events: None,
+                });
             }
         }
         let answers = forecaster.forecast(&contexts);

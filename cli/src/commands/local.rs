@@ -1,11 +1,12 @@
 //! Forecasts without a server: a history from disk, the champion from the registry.
 
-use foreshard_datasets::{GridSeries, History, ReadFilter, read_history};
+use foreshard_datasets::{EventCalendar, GridSeries, History, ReadFilter, read_history};
 use foreshard_domain::{Metric, Product, ScenarioSet, SeriesForecast, ShardId, Timestamp};
 use foreshard_model::{Context, ForecastSpec, Version, without_model};
 use foreshard_training::Registry;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::output::Failure;
 
@@ -13,6 +14,7 @@ use crate::output::Failure;
 pub struct Local {
     /// What was observed.
     pub history: History,
+    events: Arc<EventCalendar>,
     version: Option<Version>,
 }
 
@@ -24,11 +26,11 @@ struct Known {
 }
 
 impl Local {
-    /// Reads the history and the champion, if there is one.
-    pub fn open(history: &Path, registry: &Path, model: &str) -> Result<Self, Failure> {
+    /// Reads the history, the known events and the champion, if there is one.
+    pub fn open(history: &Path, events: &Path, registry: &Path, model: &str) -> Result<Self, Failure> {
         let history = read_history(history, &ReadFilter::default())?;
         let version = if registry.exists() { Registry::open(registry)?.champion(model)? } else { None };
-        Ok(Self { history, version })
+        Ok(Self { history, events: super::events(events)?, version })
     }
 
     fn known(&self, shards: &[ShardId], metrics: &[Metric], product: Product) -> Result<Vec<Known>, Failure> {
@@ -62,7 +64,7 @@ impl Local {
         product: Product,
     ) -> Result<Vec<SeriesForecast>, Failure> {
         let known = self.known(shards, metrics, product)?;
-        let contexts: Vec<Context<'_>> = known.iter().map(Known::context).collect();
+        let contexts: Vec<Context<'_>> = known.iter().map(|k| k.context(&self.events)).collect();
         Ok(match &self.version {
             Some(version) if version.spec(product).is_some() => version.forecast(product, &contexts),
             _ => without_model(&ForecastSpec::of_product(product), &contexts),
@@ -73,7 +75,7 @@ impl Local {
     pub fn scenarios(&self, product: Product, scenarios: usize, seed: u64) -> Result<ScenarioSet, Failure> {
         let loads: Vec<Metric> = Metric::ALL.into_iter().filter(|m| m.resource().is_some()).collect();
         let known = self.known(&[], &loads, product)?;
-        let contexts: Vec<Context<'_>> = known.iter().map(Known::context).collect();
+        let contexts: Vec<Context<'_>> = known.iter().map(|k| k.context(&self.events)).collect();
         Ok(match &self.version {
             Some(version) if version.spec(product).is_some() => {
                 version.scenarios(product, &contexts, scenarios, seed)?
@@ -92,9 +94,10 @@ impl Local {
 }
 
 impl Known {
-    fn context(&self) -> Context<'_> {
+    fn context<'a>(&'a self, events: &'a EventCalendar) -> Context<'a> {
         let GridSeries { start, step, values } = &self.series;
-        Context { shard: &self.shard, metric: self.metric, start: *start, step: *step, values }
+        let events = Some(events);
+        Context { shard: &self.shard, metric: self.metric, start: *start, step: *step, values, events }
     }
 }
 

@@ -18,7 +18,9 @@ mod foresight;
 mod local;
 mod progress;
 
+use foreshard_datasets::{EventCalendar, read_events};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::runtime::Runtime;
 
 use crate::output::Failure;
@@ -31,6 +33,12 @@ fn runtime() -> Result<Runtime, Failure> {
 /// What a flag says, else what the settings say.
 fn path<'a>(flag: &'a Option<PathBuf>, setting: &'a Path) -> &'a Path {
     flag.as_deref().unwrap_or(setting)
+}
+
+/// The known events of a file; none where no file is named.
+fn events(file: &Path) -> Result<Arc<EventCalendar>, Failure> {
+    let events = if file.as_os_str().is_empty() { Vec::new() } else { read_events(file)? };
+    Ok(Arc::new(EventCalendar::new(events)))
 }
 
 /// A share as percent, for people.

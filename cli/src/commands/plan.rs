@@ -13,7 +13,12 @@ use crate::settings::Settings;
 /// Plans, has the plan checked, prints it.
 pub fn run(args: &PlanArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
     let registry = path(&args.registry, &settings.registry.path);
-    let local = Local::open(path(&args.history, &settings.data.history), registry, &settings.registry.model)?;
+    let local = Local::open(
+        path(&args.history, &settings.data.history),
+        &settings.data.events,
+        registry,
+        &settings.registry.model,
+    )?;
     let topology = path(&args.topology, &settings.data.topology);
     let advice = runtime()?.block_on(advise(settings, topology, &local.history, Source::Local(&local), None))?;
     let plan = &advice.planned.plan;

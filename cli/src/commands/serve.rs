@@ -56,6 +56,7 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
         history: path(&args.history, &settings.data.history).to_owned(),
         registry: path(&args.registry, &settings.registry.path).to_owned(),
         model: settings.registry.model.clone(),
+        events: Some(path(&args.events, &settings.data.events).to_owned()).filter(|file| !file.as_os_str().is_empty()),
         queue_rows: settings.serve.queue_rows,
         scenario_mib: settings.serve.scenario_mib,
         flush_every: settings.serve.flush_every,

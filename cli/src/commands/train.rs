@@ -1,17 +1,18 @@
 //! `foreshard train`: fit, calibrate, backtest, gate, write a version.
 
 use foreshard_datasets::{ReadFilter, read_history};
-use foreshard_domain::ContenderRole;
+use foreshard_domain::{ContenderRole, Product};
+use foreshard_model::ForecastSpec;
 use foreshard_report::evaluation_html;
 use foreshard_training::{
-    CheckpointPolicy, FitControl, FitProgress, GateLimits, Registry, TrainOptions, TrainParams, TrainReport,
-    train_version,
+    CheckpointPolicy, FitControl, FitProgress, GateLimits, ProductSpec, Registry, TrainOptions, TrainParams,
+    TrainReport, train_version,
 };
 use serde::Serialize;
 
 use crate::args::TrainArgs;
 use crate::commands::progress::Progress;
-use crate::commands::{path, percent};
+use crate::commands::{events, path, percent};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
@@ -29,7 +30,12 @@ struct Trained<'a> {
 pub fn run(args: &TrainArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
     let history = read_history(path(&args.history, &settings.data.history), &ReadFilter::default())?;
     let registry = Registry::open(path(&args.registry, &settings.registry.path))?;
+    let product = |product: Product| {
+        let forecast = ForecastSpec { zone: settings.data.zone.clone(), ..ForecastSpec::of_product(product) };
+        ProductSpec { name: product.name().to_owned(), forecast }
+    };
     let params = TrainParams {
+        products: Product::ALL.map(product).to_vec(),
         seed: args.seed.unwrap_or(settings.train.seed),
         steps: args.steps.unwrap_or(settings.train.steps),
         threads: settings.train.threads,
@@ -47,7 +53,8 @@ pub fn run(args: &TrainArgs, settings: &Settings, format: Format) -> Result<Verd
         );
     };
     let mut control = FitControl { progress: &mut on_step, checkpoint, stop: &|| false };
-    let options = TrainOptions { limits: GateLimits::default(), render: &evaluation_html };
+    let events = events(path(&args.events, &settings.data.events))?;
+    let options = TrainOptions { limits: GateLimits::default(), events, render: &evaluation_html };
     let report = train_version(&history, &spec, &registry, &settings.registry.model, &options, &mut control)?;
     drop(progress);
     output::print(format, &Trained { number: report.version.number, report: &report }, |t| text(t.report))?;

@@ -123,6 +123,7 @@ fn rival(
         start: series.start,
         step: series.step,
         values: series.window_up_to(origin + 1),
+        events: None,
     };
     naive.forecast(&[context]).into_iter().next().map(|answer| answer.forecast)
 }

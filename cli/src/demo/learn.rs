@@ -126,7 +126,8 @@ async fn train(
         // Nobody listening any more is no reason to stop.
         let mut progress = |at: FitProgress| _ = tells.send(at);
         let mut control = FitControl { progress: &mut progress, checkpoint: None, stop: &|| false };
-        let options = TrainOptions { limits: GateLimits::default(), render: &evaluation_html };
+        let options =
+            TrainOptions { limits: GateLimits::default(), events: Default::default(), render: &evaluation_html };
         train_version(&history, &spec, &registry, MODEL, &options, &mut control).map_err(DemoError::Train)
     }));
     while let Some(at) = hears.recv().await {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
+use foreshard_datasets::CalendarError;
 
 use super::decoder::{Decoder, packed_quantiles};
 use super::encoder::{Kernel, Lstm, encode};
@@ -29,6 +30,9 @@ pub enum NetworkError {
     /// A fused kernel could not be made ready, or its inputs do not fit it.
     #[error("a fused kernel of the network could not be made ready or computed")]
     Fused(#[from] FusedError),
+    /// The clock that the season follows is not known.
+    #[error("the network has no clock")]
+    Clock(#[from] CalendarError),
     /// The inputs do not fit the sizes of the network.
     #[error("{what} should hold {want} numbers but holds {got}")]
     Shape {

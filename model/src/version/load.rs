@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use foreshard_domain::{
-    ModelVersion, Product, Provenance, QuantileForecast, ScenarioError, ScenarioSet, SeriesForecast,
+    ModelVersion, Product, Provenance, QuantileForecast, RiskCalibrations, ScenarioError, ScenarioSet, SeriesForecast,
 };
 use serde::Deserialize;
 
@@ -79,9 +79,18 @@ impl Version {
             if widths.as_ref().is_some_and(|w| !w.is_sound()) {
                 return Err(problem("its width factors are out of bounds".to_owned()));
             }
+            let events = calibrations.events.get(&product.name).cloned().unwrap_or_default();
+            if !events.is_sound() {
+                return Err(problem("its effects of events are out of bounds".to_owned()));
+            }
+            let risk = calibrations.risk.get(&product.name).copied().unwrap_or_default();
+            if !(risk.series.is_sound() && risk.groups.is_sound()) {
+                return Err(problem("its corrections of risk are out of bounds".to_owned()));
+            }
             let members =
                 (0..product.members.len()).filter_map(|i| weights.remove(&prefix(&product.name, i))).collect();
-            let parts = TrainedParts { name: product.name.clone(), spec: product.spec.clone(), members, widths };
+            let (name, spec) = (product.name.clone(), product.spec.clone());
+            let parts = TrainedParts { name, spec, members, widths, events, risk };
             let loaded =
                 Loaded { trained: Trained::new(parts, lanes.clone())?, templates: templates.remove(&product.name) };
             products.insert(product.name.clone(), loaded);
@@ -112,6 +121,11 @@ impl Version {
     /// The templates of a product or protocol by name.
     pub fn templates(&self, name: &str) -> Option<&RankTemplates> {
         self.products.get(name)?.templates.as_ref()
+    }
+
+    /// Corrections of the probabilities of a product or protocol.
+    pub fn risk(&self, name: &str) -> RiskCalibrations {
+        self.forecaster(name).map_or_else(RiskCalibrations::default, |trained| trained.parts().risk)
     }
 
     /// One forecast for each context, in their order: calibrated, bounded, with provenance. A series that the network
@@ -150,7 +164,8 @@ impl Version {
 
     /// Probability that the load exceeds `limit` at any step of the forecast.
     pub fn p_any(&self, product: Product, context: &Context<'_>, forecast: &QuantileForecast, limit: f64) -> f64 {
-        any_step(self.templates(product.name()), context.shard, context.metric, forecast, limit)
+        let said = any_step(self.templates(product.name()), context.shard, context.metric, forecast, limit);
+        self.risk(product.name()).series.apply(said)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use foreshard_domain::{Metric, ModelVersion, Timestamp};
+use foreshard_domain::{Metric, ModelVersion, RiskCalibrations, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::{Architecture, ForecastSpec, WidthFactors};
+use crate::{Architecture, EventEffects, ForecastSpec, WidthFactors};
 
 /// Newest schema of version folders that this program writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -56,12 +56,18 @@ pub struct ProductManifest {
     pub members: Vec<Architecture>,
 }
 
-/// `calibration.json`: corrections of the widths by product.
+/// `calibration.json`: what is done to the quantiles of each product.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibrations {
     /// Factors by product; a product left out is not corrected.
     pub widths: BTreeMap<String, WidthFactors>,
+    /// What known events do, by product; a product left out knows of none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub events: BTreeMap<String, EventEffects>,
+    /// Corrections of probabilities, by product; those of a product left out stay as they are.
+    #[serde(default)]
+    pub risk: BTreeMap<String, RiskCalibrations>,
 }
 
 impl Manifest {

@@ -133,6 +133,10 @@ fn render(parts: &VersionParts) -> Result<(Files, Manifest), VersionError> {
             networks.insert(prefix(&trained.name, i), member.clone());
         }
         calibrations.widths.extend(trained.widths.clone().map(|w| (trained.name.clone(), w)));
+        calibrations.risk.insert(trained.name.clone(), trained.risk);
+        if !trained.events.is_empty() {
+            calibrations.events.insert(trained.name.clone(), trained.events.clone());
+        }
         templates.extend(own.as_ref().map(|t| (trained.name.clone(), t)));
     }
     let json = |source| VersionError::Manifest { path: MANIFEST.into(), source };

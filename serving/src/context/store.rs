@@ -1,8 +1,10 @@
 //! The newest past of all shards, ready to be forecast from.
 
+use foreshard_datasets::EventCalendar;
 use foreshard_domain::{Metric, Observation, Resource, ShardId, Step, Timestamp};
 use foreshard_model::Context;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::ring::BIN;
 use super::shard::{METRICS, ShardContext};
@@ -19,12 +21,21 @@ pub(crate) struct SeriesContext {
     pub(crate) step: Step,
     /// One a step, `NaN` where nothing was observed; the last one belongs to the origin. Empty if nothing is known.
     pub(crate) values: Vec<f32>,
+    /// Events known at the origin.
+    pub(crate) events: Arc<EventCalendar>,
 }
 
 impl SeriesContext {
     /// As a forecaster takes it.
     pub(crate) fn as_context(&self) -> Context<'_> {
-        Context { shard: &self.shard, metric: self.metric, start: self.start, step: self.step, values: &self.values }
+        Context {
+            shard: &self.shard,
+            metric: self.metric,
+            start: self.start,
+            step: self.step,
+            values: &self.values,
+            events: Some(&self.events),
+        }
     }
 }
 
@@ -68,6 +79,7 @@ pub(crate) struct ContextStore {
     shards: BTreeMap<ShardId, ShardContext>,
     newest: Option<Timestamp>,
     capacity: usize,
+    events: Arc<EventCalendar>,
 }
 
 impl ContextStore {
@@ -75,7 +87,18 @@ impl ContextStore {
     pub(crate) fn new(days: u32) -> Self {
         let capacity = BIN.count_in(Step::DAY.as_ms()).saturating_mul(i64::from(days.max(1)));
         let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
-        Self { shards: BTreeMap::new(), newest: None, capacity }
+        Self { shards: BTreeMap::new(), newest: None, capacity, events: Arc::default() }
+    }
+
+    /// Says which events are known from now on.
+    pub(crate) fn announce(&mut self, events: Arc<EventCalendar>) {
+        self.events = events;
+    }
+
+    /// The events that are known.
+    #[cfg(test)]
+    pub(crate) fn events(&self) -> &Arc<EventCalendar> {
+        &self.events
     }
 
     /// Takes a row in; true if it replaced one of the same shard and time.
@@ -161,7 +184,8 @@ impl ContextStore {
             let nothing = (issued_at.plus_steps(1, step).as_ms(), Vec::new());
             let (start, values) = ring.map_or(nothing, |ring| ring.grid(step, issued_at.as_ms()));
             let start = Timestamp::from_ms(start);
-            SeriesContext { shard: shard.clone(), metric: *metric, start, step, values }
+            let events = Arc::clone(&self.events);
+            SeriesContext { shard: shard.clone(), metric: *metric, start, step, values, events }
         });
         contexts.collect()
     }

@@ -40,6 +40,7 @@ fn series(product: &ProductSpec, number: u64) -> TrainSeries {
         metric: Metric::CpuUtil,
         usable: values.len(),
         series: GridSeries { start, step, values },
+        events: Default::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use foreshard_domain::{Metric, QuantileForecast, ShardId, Timestamp};
+use foreshard_domain::{QuantileForecast, Timestamp};
 use foreshard_model::{NetworkError, RankTemplates, TENSOR_LEVELS, TemplateLimits, Trained, WidthFactors, WidthSample};
 
 use super::sampling::{Ready, Samples};
@@ -35,7 +35,7 @@ pub(super) fn past_forecasts<'a>(plain: &Trained, samples: &'a Samples) -> Resul
             }
         }
     }
-    let origins: Vec<_> = chosen.iter().map(|(s, o)| (&s.filled, *o, s.time_of(*o, features))).collect();
+    let origins: Vec<_> = chosen.iter().map(|(s, o)| (&s.filled, *o, s.wall(*o, features))).collect();
     let rows = plain.raw_quantiles(&origins)?;
     Ok(chosen.into_iter().zip(rows).map(|((series, origin), rows)| PastForecast { series, origin, rows }).collect())
 }
@@ -67,16 +67,32 @@ pub(super) fn widths(past: &[PastForecast<'_>], horizon: usize) -> WidthFactors 
     WidthFactors::fit(&samples, horizon)
 }
 
-/// Ranks of the truth in the corrected past forecasts.
-pub(super) fn templates(trained: &Trained, past: &[PastForecast<'_>], samples: &Samples) -> RankTemplates {
+/// A forecast of the past as it would have been answered, and what then came.
+pub(super) struct Seen<'a> {
+    pub series: &'a Ready,
+    pub issued_at: Timestamp,
+    pub forecast: QuantileForecast,
+    /// What came, `NaN` where nothing was observed.
+    pub truth: &'a [f32],
+}
+
+/// The past forecasts with their widths corrected.
+pub(super) fn seen<'a>(trained: &Trained, past: &[PastForecast<'a>], samples: &Samples) -> Vec<Seen<'a>> {
     let features = samples.features();
-    let rank = |p: &PastForecast<'_>| -> Option<((Metric, ShardId), Timestamp, Vec<u8>)> {
+    let answered = |p: &PastForecast<'a>| -> Option<Seen<'a>> {
         let values = trained.corrected(&p.rows)?;
         let forecast = QuantileForecast::new(trained.parts().spec.levels.clone(), values).ok()?;
-        let ranks = RankTemplates::ranks_of(features.horizon, &forecast, p.series.truth(p.origin, features.horizon));
-        let name = (p.series.metric, p.series.shard.clone());
-        Some((name, p.series.time_of(p.origin, features).plus_steps(-1, features.step), ranks))
+        let issued_at = p.series.time_of(p.origin, features).plus_steps(-1, features.step);
+        Some(Seen { series: p.series, issued_at, forecast, truth: p.series.truth(p.origin, features.horizon) })
     };
-    let rows = past.iter().filter_map(rank).collect();
-    RankTemplates::from_ranks(features.horizon, rows, &TemplateLimits::default())
+    past.iter().filter_map(answered).collect()
+}
+
+/// Ranks of the truth in past forecasts.
+pub(super) fn templates(seen: &[Seen<'_>], horizon: usize) -> RankTemplates {
+    let rank = |s: &Seen<'_>| {
+        let name = (s.series.metric, s.series.shard.clone());
+        (name, s.issued_at, RankTemplates::ranks_of(horizon, &s.forecast, s.truth))
+    };
+    RankTemplates::from_ranks(horizon, seen.iter().map(rank).collect(), &TemplateLimits::default())
 }

@@ -1,7 +1,11 @@
 //! Which origins a fit learns from, and which it is judged on.
 
+use foreshard_datasets::GridSeries;
 use foreshard_domain::{Metric, ShardId, Timestamp};
-use foreshard_model::{Batch, CALENDAR, FeatureTable, Features, Filled, Lanes, MIN_HISTORY_DAYS, PATCHES, STEP_INPUTS};
+use foreshard_model::{
+    Batch, CALENDAR, Context, EventEffects, EventSource, FeatureTable, Features, Filled, Lanes, LocalTime,
+    MIN_HISTORY_DAYS, NetworkError, PATCHES, STEP_INPUTS,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -28,12 +32,51 @@ pub(crate) enum Part {
     Whole,
 }
 
-/// One series made ready.
+/// What is known of a product's series besides their values.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// Shape of the features.
+    pub features: Features,
+    /// What events did in what may be learned from.
+    pub events: EventEffects,
+    clock: LocalTime,
+    /// How far the clock is ahead of UTC after the newest value: the offset that all series are aligned to.
+    offset_ms: i64,
+}
+
+impl Known {
+    pub(crate) fn of(product: &ProductSpec, series: &[TrainSeries]) -> Result<Self, TrainError> {
+        let spec = &product.forecast;
+        let clock = LocalTime::new(&spec.zone, spec.step).map_err(|source| TrainError::Network {
+            product: product.name.clone(),
+            source: NetworkError::from(source),
+        })?;
+        let own = || series.iter().filter(|s| s.series.step == spec.step);
+        let ends = own().map(|s| s.series.time_of(s.usable.min(s.series.values.len())));
+        let offset_ms = ends.max().map_or(0, |end| clock.offset_ms(end));
+        let sources: Vec<EventSource<'_>> =
+            own().map(|s| EventSource { context: s.known(), season: spec.season_steps }).collect();
+        Ok(Self { features: Features::new(spec), events: EventEffects::fit(&sources), clock, offset_ms })
+    }
+}
+
+impl TrainSeries {
+    /// What may be learned from.
+    fn known(&self) -> Context<'_> {
+        let GridSeries { start, step, .. } = self.series;
+        let values = self.series.window_up_to(self.usable);
+        Context { shard: &self.shard, metric: self.metric, start, step, values, events: Some(&self.events) }
+    }
+}
+
+/// One series made ready: without events, by the clock on the wall.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub shard: ShardId,
     pub metric: Metric,
     pub start: Timestamp,
+    /// The same on the wall.
+    wall: Timestamp,
     pub raw: Vec<f32>,
     pub filled: Filled,
     /// Targets of training lie before it, those of validation at or after it.
@@ -78,12 +121,13 @@ impl Samples {
         product: &ProductSpec,
         series: &[TrainSeries],
         spec: &TrainSpec,
-        features: Features,
+        known: &Known,
         part: Part,
         lanes: &Lanes,
     ) -> Result<Self, TrainError> {
         let usable: Vec<&TrainSeries> = series.iter().filter(|s| s.series.step == product.forecast.step).collect();
-        let ready = lanes.map(&usable, |_, s| Ready::new(s, &features, spec.params().validation_share, part));
+        let features = known.features;
+        let ready = lanes.map(&usable, |_, s| Ready::new(s, known, spec.params().validation_share, part));
         let ready: Vec<Ready> = ready.into_iter().flatten().collect();
         let mut rng = ChaCha8Rng::seed_from_u64(spec.params().seed);
         let most = spec.params().origins.min((spec.params().rows / features.horizon.max(1)).max(1));
@@ -136,8 +180,10 @@ fn least_context(features: &Features) -> usize {
 
 impl Ready {
     /// `None` if the series is too short or too empty.
-    fn new(series: &TrainSeries, features: &Features, validation_share: f64, part: Part) -> Option<Self> {
-        let raw = series.series.window_up_to(series.usable).to_vec();
+    fn new(series: &TrainSeries, known: &Known, validation_share: f64, part: Part) -> Option<Self> {
+        let Known { features, events, clock, offset_ms } = known;
+        let without_events = events.removed(&series.known());
+        let raw = clock.aligned(&without_events, series.series.start, *offset_ms, 0).into_owned();
         let (n, horizon) = (raw.len(), features.horizon);
         let held_back = ((n as f64 * validation_share) as usize).max(2 * horizon).min(n / 4);
         let cut = n - held_back;
@@ -155,6 +201,7 @@ impl Ready {
             shard: series.shard.clone(),
             metric: series.metric,
             start: series.series.start,
+            wall: series.series.start.plus_ms(*offset_ms),
             raw,
             filled,
             cut,
@@ -170,6 +217,11 @@ impl Ready {
     pub(crate) fn mostly_known(&self, origin: usize, horizon: usize) -> bool {
         let truth = self.truth(origin, horizon);
         !truth.is_empty() && truth.iter().filter(|v| v.is_finite()).count() * 2 >= truth.len()
+    }
+
+    /// Time of an index on the wall.
+    pub(crate) fn wall(&self, index: usize, features: &Features) -> Timestamp {
+        self.wall.plus_steps(i64::try_from(index).unwrap_or(i64::MAX), features.step)
     }
 
     /// Grid time of an index.
@@ -189,7 +241,7 @@ impl Table {
     ) -> Result<Self, &'a Ready> {
         let known = |(i, o): &(usize, usize)| Some((series.get(*i)?, *o));
         let chosen: Vec<(&Ready, usize)> = chosen.iter().filter_map(known).collect();
-        let origins: Vec<_> = chosen.iter().map(|(s, o)| (&s.filled, *o, s.time_of(*o, &features))).collect();
+        let origins: Vec<_> = chosen.iter().map(|(s, o)| (&s.filled, *o, s.wall(*o, &features))).collect();
         let table = FeatureTable::new(features, &origins, lanes);
         let mut targets = Vec::with_capacity(chosen.len() * features.horizon);
         for (row, (one, origin)) in chosen.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use foreshard_datasets::GridSeries;
+use foreshard_datasets::{EventCalendar, GridSeries};
 use foreshard_domain::{Metric, Product, ShardId};
 use foreshard_model::{ForecastSpec, SpecError, Version};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ pub struct TrainSeries {
     pub series: GridSeries,
     /// `values[..usable]` may be learned from; what lies beyond is not looked at.
     pub usable: usize,
+    /// Known events; what they did is learned from the values that may be learned from.
+    pub events: Arc<EventCalendar>,
 }
 
 /// A product to fit.

@@ -42,6 +42,7 @@ fn series(name: &str, values: &[f32], horizon: usize, windows: usize) -> EvalSer
         horizon,
         windows,
         stride: horizon,
+        events: Default::default(),
     }
 }
 
