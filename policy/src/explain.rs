@@ -78,7 +78,8 @@ fn a_move(out: &mut String, number: usize, m: &Move) -> std::fmt::Result {
         "   probability over the limit: {} {:.2} -> {:.2}, {} {:.2} -> {:.2}",
         m.source, r.source_risk_before, r.source_risk_after, m.target, r.target_risk_before, r.target_risk_after
     )?;
-    writeln!(out, "   gains {:.2}, costs {:.2} overload minutes", m.expected_gain, m.expected_cost)
+    writeln!(out, "   gains {:.2}, costs {:.2} overload minutes", m.expected_gain, m.expected_cost)?;
+    m.with.as_ref().map_or(Ok(()), |with| writeln!(out, "   worth it together with the move of {with}, not alone"))
 }
 
 fn risky(n: &NodeRisk) -> bool {

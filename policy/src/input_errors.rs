@@ -168,10 +168,11 @@ fn check_scenarios(input: &PlanningInput, errors: &mut Vec<InputError>) {
     }
     for (r, resource) in set.resources().iter().enumerate() {
         for (s, shard) in set.shards().iter().enumerate() {
-            let negative = set.lane(r, s).and_then(|lane| lane.iter().find(|v| **v < 0.0));
-            if let Some(value) = negative {
+            // The lowest value of a lane is found by vectors of comparisons, the first negative one is not.
+            let lowest = set.lane(r, s).unwrap_or(&[]).iter().copied().fold(0.0, f32::min);
+            if lowest < 0.0 {
                 let (shard, resource) = (shard.clone(), *resource);
-                errors.push(InputError::NegativeLoad { shard, resource, value: *value });
+                errors.push(InputError::NegativeLoad { shard, resource, value: lowest });
             }
         }
     }

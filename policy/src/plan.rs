@@ -74,6 +74,9 @@ pub struct Move {
     pub expected_gain: f64,
     /// Expected cost in the same unit: the copy's own load, the fence, communication, churn.
     pub expected_cost: f64,
+    /// The shard whose move makes this one worth it: two that are worth it together, and neither alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<ShardId>,
     /// What carrying it out is expected to take.
     pub predicted: MovePrediction,
     /// Bytes to copy.

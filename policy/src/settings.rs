@@ -32,11 +32,13 @@ pub struct SearchLimits {
     pub targets_per_shard: usize,
     /// Targets of one shard that a plan lists; the others are counted.
     pub listed_targets: usize,
+    /// Pairs of moves that are looked at where no single move is worth it; 0 for none.
+    pub pairs: usize,
 }
 
 impl Default for SearchLimits {
     fn default() -> Self {
-        Self { shards_per_node: 32, targets_per_shard: 16, listed_targets: 3 }
+        Self { shards_per_node: 32, targets_per_shard: 16, listed_targets: 3, pairs: 2000 }
     }
 }
 

@@ -200,7 +200,7 @@ impl<'a> Replay<'a> {
 /// Replays every prefix; returns the net gain of the plan.
 pub(super) fn check(input: &PlanningInput, plan: &Plan, found: &mut Found) -> f64 {
     let replay = Replay::new(input);
-    let mut net = 0.0;
+    let mut nets = Vec::new();
     for (k, m) in plan.moves.iter().enumerate() {
         let prefix = &plan.moves[..=k];
         for node in [&m.source, &m.target] {
@@ -219,10 +219,26 @@ pub(super) fn check(input: &PlanningInput, plan: &Plan, found: &mut Found) -> f6
         if far(m.expected_cost, cost) {
             found.of(&m.shard, "cost", format!("it claims a cost of {}, recomputed {cost}", m.expected_cost));
         }
-        if m.reason.rule != RuleName::Constraint && gain <= cost - 1e-2 {
+        let alone = m.reason.rule != RuleName::Constraint && m.with.is_none();
+        if alone && gain <= cost - 1e-2 {
             found.of(&m.shard, "not_worth_it", format!("it gains {gain} and costs {cost}"));
         }
-        net += gain - cost;
+        nets.push(gain - cost);
     }
-    net
+    for (m, net) in plan.moves.iter().zip(&nets) {
+        let Some(with) = &m.with else { continue };
+        let partner = plan.moves.iter().zip(&nets).find(|(o, _)| o.shard == *with && o.with.as_ref() == Some(&m.shard));
+        match partner {
+            None => found.of(
+                &m.shard,
+                "partner",
+                format!("it is said to be worth it with {with}, which does not move with it"),
+            ),
+            Some((_, other)) if net + other <= -2e-2 => {
+                found.of(&m.shard, "not_worth_it", format!("with {with} it nets {}", net + other));
+            }
+            Some(_) => {}
+        }
+    }
+    nets.iter().sum()
 }

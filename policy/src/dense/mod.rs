@@ -1,14 +1,16 @@
 //! The input as dense, integer-indexed tables: what the planner computes on.
 
+mod distance;
 mod grid;
 mod load;
 
 use foreshard_domain::{Node, NodeId, NodeState, PerResource, Resource, ScenarioSet, ShardId, Spread, Timestamp};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::{PlanningInput, ShardFacts};
 
+use distance::Distances;
 pub(crate) use grid::Grid;
 pub(crate) use load::{Bounds, NodeLoad, Scan, Transfer};
 
@@ -54,8 +56,13 @@ pub(crate) struct Model<'a> {
     pub running: Vec<Transfer>,
     /// Mean share of the whole cluster by step, the same wherever the shards are.
     pub mean_share: PerResource<Vec<f64>>,
-    /// One-way latency in milliseconds, `[a * nodes + b]`.
-    latency: Vec<f64>,
+    /// Load of each node where the shards are now, without running copies.
+    pub home: Vec<NodeLoad>,
+    /// The shards on each node now, in order.
+    pub on: Vec<Vec<usize>>,
+    distances: Distances<'a>,
+    /// Whether anything may forbid a shard to stay where it is.
+    pub constrained: bool,
     /// How many scenarios may be over a bound so that the capacity quantile is not.
     pub may_exceed: u32,
     pub notes: Vec<String>,
@@ -77,11 +84,29 @@ impl<'a> Model<'a> {
         let n = grid.scenarios as f64;
         let rank = (input.settings.capacity_quantile * n).ceil().clamp(1.0, n);
         let may_exceed = (n - rank) as u32;
+        let distances = Distances::new(&input.topology, nodes.iter().map(|n: &NodeModel<'_>| n.zone).collect());
+        let mut on = vec![Vec::new(); nodes.len()];
+        shards.iter().enumerate().for_each(|(i, shard)| on[shard.node].push(i));
+        let (mean_share, home) = (PerResource::default(), Vec::new());
         let topology = &input.topology;
-        let latency = nodes.iter().flat_map(|a| nodes.iter().map(|b| topology.latency_ms(&a.node.id, &b.node.id)));
-        let latency = latency.collect();
-        let mean_share = PerResource::default();
-        let mut model = Self { input, grid, resources, nodes, shards, running, mean_share, latency, may_exceed, notes };
+        let constrained = !(topology.pins.is_empty() && topology.exclusions.is_empty() && topology.groups.is_empty())
+            || topology.nodes.iter().any(|n| n.state == NodeState::Draining);
+        let mut model = Self {
+            input,
+            grid,
+            resources,
+            nodes,
+            shards,
+            running,
+            mean_share,
+            home,
+            on,
+            distances,
+            constrained,
+            may_exceed,
+            notes,
+        };
+        model.home = (0..model.nodes.len()).map(|node| model.load_of(node, &model.on[node])).collect();
         model.mean_share = model.cluster_share();
         model
     }
@@ -93,7 +118,12 @@ impl<'a> Model<'a> {
 
     /// One-way latency between two nodes.
     pub fn latency(&self, a: usize, b: usize) -> f64 {
-        self.latency[a * self.nodes.len() + b]
+        self.distances.latency_ms(a, b)
+    }
+
+    /// Bandwidth between two nodes in bytes per second, if it is limited.
+    pub fn bandwidth(&self, a: usize, b: usize) -> Option<f64> {
+        self.distances.bandwidth(a, b)
     }
 
     /// What communication costs more if `shard` is on `to` instead of `from`, overload minutes; negative if less.
@@ -129,9 +159,8 @@ impl<'a> Model<'a> {
             let stays = |n: &&NodeModel<'_>| n.node.state != NodeState::Draining;
             let capacity: f64 = self.nodes.iter().filter(stays).filter_map(|n| n.node.capacity[r]).sum();
             let mut total = vec![0.0; self.grid.steps];
-            let lanes = self.nodes.iter().map(|n| &n.residual).chain(self.shards.iter().map(|s| &s.lanes));
-            for lane in lanes.filter_map(|lanes| lanes[r].as_ref()) {
-                for (sum, row) in total.iter_mut().zip(lane.chunks_exact(self.grid.scenarios)) {
+            for load in &self.home {
+                for (sum, row) in total.iter_mut().zip(load.0[r].values().chunks_exact(self.grid.scenarios)) {
                     *sum += row.iter().map(|v| f64::from(*v)).sum::<f64>();
                 }
             }
@@ -143,7 +172,7 @@ impl<'a> Model<'a> {
 
 struct LaneSource<'a, 'b> {
     set: &'a ScenarioSet,
-    index: BTreeMap<&'a ShardId, usize>,
+    index: HashMap<&'a ShardId, usize>,
     grid: &'b Grid,
 }
 
@@ -164,7 +193,8 @@ impl<'a> LaneSource<'a, '_> {
     }
 }
 
-fn index_of(set: &ScenarioSet) -> BTreeMap<&ShardId, usize> {
+/// Only looked up in, so the order of a hash map is of no consequence.
+fn index_of(set: &ScenarioSet) -> HashMap<&ShardId, usize> {
     set.shards().iter().enumerate().map(|(i, shard)| (shard, i)).collect()
 }
 
@@ -202,8 +232,11 @@ fn shards<'a>(
 ) -> Vec<ShardModel<'a>> {
     let placed = input.placement.iter().filter_map(|(id, node)| Some((id, *node_index.get(node)?)));
     let mut shards: Vec<ShardModel<'a>> = Vec::with_capacity(input.placement.len());
+    // Both are sorted by shard: one walk along both instead of a search for each.
+    let mut known = input.shards.iter().peekable();
     for (id, node) in placed {
-        let facts = input.shards.get(id);
+        while known.next_if(|(other, _)| *other < id).is_some() {}
+        let facts = known.next_if(|(other, _)| *other == id).map(|(_, facts)| facts);
         let (lanes, made_up) = source.lanes(id, facts);
         if made_up {
             let load = if facts.is_some() { "its load as last observed" } else { "no load, as none is known" };
@@ -218,8 +251,16 @@ fn shards<'a>(
 }
 
 /// Fills in what binds shards to nodes and to each other.
-fn bind(input: &PlanningInput, node_index: &BTreeMap<&NodeId, usize>, shards: &mut [ShardModel<'_>]) {
-    let index: BTreeMap<ShardId, usize> = shards.iter().enumerate().map(|(i, s)| (s.id.clone(), i)).collect();
+fn bind<'a>(input: &'a PlanningInput, node_index: &BTreeMap<&NodeId, usize>, shards: &mut [ShardModel<'a>]) {
+    let topology = &input.topology;
+    if topology.pins.is_empty()
+        && topology.exclusions.is_empty()
+        && topology.groups.is_empty()
+        && input.communication.is_empty()
+    {
+        return;
+    }
+    let index: HashMap<&ShardId, usize> = shards.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
     for rule in &input.topology.pins {
         if let (Some(s), node) = (index.get(&rule.shard), node_index.get(&rule.node)) {
             shards[*s].pin = node.copied();

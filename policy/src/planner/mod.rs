@@ -6,11 +6,14 @@
 //! chosen and every prefix is held against capacity (P3). A candidate that is worth it settled but has no time is
 //! deferred, and the report says so.
 
+mod candidates;
 mod evaluate;
 mod finish;
 mod limits;
+mod pairs;
 mod reasons;
 mod rules;
+mod schedule;
 mod search;
 
 use serde::{Deserialize, Serialize};

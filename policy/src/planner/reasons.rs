@@ -67,8 +67,7 @@ fn text(figures: &Figures<'_, '_, '_>, reason: &Reason, resource: Resource) -> S
             settings.confidence
         ),
         RuleName::Reactive => {
-            let at: Vec<usize> = model.shards.iter().map(|s| s.node).collect();
-            let now = percent(current_share(model, t.source, resource, &at));
+            let now = percent(current_share(model, t.source, resource, &model.on[t.source]));
             let peak = percent(peak_of_mean(model, t.source, load, resource));
             format!("{resource} of {source} is at {now} and predicted to reach {peak}")
         }

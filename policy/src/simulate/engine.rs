@@ -4,7 +4,8 @@ use foreshard_domain::{NodeId, PerResource, Placement, Resource, ScenarioSet, Ti
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Cell, ScenarioSource, Seen, SimError, SimMove, SimReport};
+use super::measure::Measures;
+use super::{Balance, Cell, LeadTime, ScenarioSource, Seen, SimError, SimMove, SimReport};
 use crate::planner::plan_checked;
 use crate::{InFlight, Plan, PlanningInput, PolicySettings, ShardFacts};
 
@@ -31,6 +32,12 @@ impl State {
     pub fn new(cell: &Cell) -> Self {
         let last_moved = vec![None; cell.ring().len()];
         Self { owner: cell.ring().to_vec(), running: Vec::new(), last_moved }
+    }
+
+    /// Puts all shards where they are told to be.
+    pub fn place(&mut self, owner: Vec<usize>) {
+        self.running.clear();
+        self.owner = owner;
     }
 
     /// Ends all running copies at once.
@@ -81,15 +88,23 @@ pub(crate) fn run(
         node_hours: 0.0,
         peak_node_load: 0.0,
         plans: 0,
+        balance: Balance::default(),
+        lead_time_minutes: LeadTime::default(),
+        forecast_skill: None,
         moved: Vec::new(),
     };
+    let mut measures = Measures::new(cell);
     for step in span {
         state.finish(cell.loads().time(step));
         if let Some(source) = source.as_deref_mut().filter(|_| step > 0) {
-            decider.decide(step, source, state, &mut report)?;
+            let scenarios = decider.decide(step, source, state, &mut report)?;
+            measures.forecast(step, scenarios.as_ref());
         }
+        measures.step(step, &state.owner);
+        measures.started(step, &state.owner, &report.moved);
         account(cell, step, state, &mut report);
     }
+    (report.balance, report.lead_time_minutes, report.forecast_skill) = measures.finish();
     report.node_hours = report.minutes / 60.0 * cell.spec().nodes as f64;
     Ok(report)
 }
@@ -171,20 +186,20 @@ impl<'c> Decider<'c> {
         source: &mut dyn ScenarioSource,
         state: &mut State,
         report: &mut SimReport,
-    ) -> Result<(), SimError> {
+    ) -> Result<Option<ScenarioSet>, SimError> {
         if state.running.len() >= self.cell.spec().moves_at_once {
             // No copy could start now, and what would start later is planned again at the next step.
-            return Ok(());
+            return Ok(None);
         }
         let reactive = self.name == "reactive";
         if reactive && self.calm_as_observed(step, state) {
-            return Ok(());
+            return Ok(None);
         }
         let seen = Seen::new(self.cell.loads(), step);
         let at = seen.now();
         let scenarios = source.scenarios(&seen).map_err(|source| SimError::Source { at, source })?;
         if !reactive && self.calm(&scenarios, state) {
-            return Ok(());
+            return Ok(Some(scenarios));
         }
         let input = self.input(&seen, scenarios, state);
         input.validate().map_err(|source| SimError::Input { at, source })?;
@@ -193,7 +208,7 @@ impl<'c> Decider<'c> {
         self.input = Some(input);
         report.plans += 1;
         self.start(at, &planned.plan, state, report);
-        Ok(())
+        Ok(self.input.as_ref().map(|input| input.scenarios.clone()))
     }
 
     /// Whether no node is over the limit by what was observed last, running copies included: then a planner that

@@ -10,6 +10,8 @@ use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
+pub mod fleet;
+
 pub const GIB: f64 = 1_073_741_824.0;
 /// 2026-01-05T00:00Z
 pub const NOW: Timestamp = Timestamp::from_ms(1_767_571_200_000);
