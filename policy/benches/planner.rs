@@ -20,7 +20,23 @@ fn peak_mib() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
+/// Time that this thread has had a processor, where the operating system tells: what counts where others use it as well.
+fn on_cpu() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    stat.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+}
+
 fn report(input: &PlanningInput, name: &str) {
+    let times = (0..5).filter_map(|_| {
+        let before = on_cpu()?;
+        black_box(plan(black_box(input)).unwrap());
+        Some(on_cpu()? - before)
+    });
+    let mut times: Vec<Duration> = times.collect();
+    times.sort();
+    if let Some(median) = times.get(2) {
+        println!("{name}: {:.1} ms of processor time, median of 5", median.as_secs_f64() * 1000.0);
+    }
     let planned = plan(input).unwrap();
     let moves = planned.plan.moves.len();
     let gain: f64 = planned.plan.moves.iter().map(|m| m.expected_gain - m.expected_cost).sum();

@@ -36,6 +36,7 @@ fn whole(out: &mut String, plan: &Plan) -> std::fmt::Result {
         writeln!(out, "\nshards on such nodes that stay (best target and why not):")?;
         stays.values().try_for_each(|c| writeln!(out, "  {}: {}", c.shard, outcome(c)))?;
     }
+    losses(out, plan)?;
     if !plan.refused.is_empty() {
         let counts: Vec<String> = plan.refused.iter().map(|(code, n)| format!("{code} {n}")).collect();
         writeln!(out, "\nother targets refused: {}", counts.join(", "))?;
@@ -45,6 +46,23 @@ fn whole(out: &mut String, plan: &Plan) -> std::fmt::Result {
         plan.notes.iter().try_for_each(|note| writeln!(out, "  {note}"))?;
     }
     Ok(())
+}
+
+/// Which nodes the cluster could not do without.
+fn losses(out: &mut String, plan: &Plan) -> std::fmt::Result {
+    let needed: Vec<String> = plan
+        .nodes
+        .iter()
+        .filter(|n| n.if_lost.0.homeless > 0 || n.if_lost.1.homeless > 0)
+        .map(|n| format!("{} {} -> {}", n.node, n.if_lost.0.homeless, n.if_lost.1.homeless))
+        .collect();
+    if plan.nodes.len() < 2 {
+        return Ok(());
+    }
+    match needed.len() {
+        0 => writeln!(out, "\nloss of any one node: all its shards find room on the others"),
+        _ => writeln!(out, "\nshards without room if a node is lost (before -> after): {}", needed.join(", ")),
+    }
 }
 
 fn heading(out: &mut String, plan: &Plan) -> std::fmt::Result {

@@ -78,6 +78,10 @@ pub struct PlanningInput {
     /// What is known of the shards; one without an entry cannot be moved.
     #[serde(default)]
     pub shards: BTreeMap<ShardId, ShardFacts>,
+    /// Where the ring would have each shard; a shard elsewhere is an override and goes back when its gain is gone. Shards
+    /// without an entry are at home wherever they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub homes: BTreeMap<ShardId, NodeId>,
     /// Who talks to whom.
     #[serde(default)]
     pub communication: Vec<Communication>,
@@ -111,12 +115,12 @@ impl PlanningInput {
     /// values as little-endian `f32`. As text they would be most of the time that a large plan takes.
     pub fn fingerprint(&self) -> String {
         let Self { now, seed, parent, topology, placement, scenarios, shards, communication, in_flight, .. } = self;
-        let Self { cost_model, settings, .. } = self;
+        let Self { homes, cost_model, settings, .. } = self;
         let (issued_at, step) = (scenarios.issued_at(), scenarios.step());
         let shape = (scenarios.steps(), scenarios.scenarios());
         let scenario_head = (issued_at, step, scenarios.resources(), scenarios.shards(), shape);
         let context = (now, seed, parent, topology, placement, scenario_head);
-        let rest = (shards, communication, in_flight, cost_model, settings);
+        let rest = (shards, homes, communication, in_flight, cost_model, settings);
         let mut writer = io::BufWriter::with_capacity(1 << 16, HashWriter(Xxh3::new()));
         // Neither the hash nor the derived serialisation can fail; a failure would only make the hash differ.
         let _ = serde_json::to_writer(&mut writer, &(context, rest));

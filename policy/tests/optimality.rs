@@ -62,6 +62,7 @@ fn small(seed: u64, shards: usize, nodes: usize) -> PlanningInput {
             .iter()
             .map(|s| (shard(s), foreshard_policy::ShardFacts { data_bytes: 1.0, ..facts(1.0) }))
             .collect(),
+        homes: std::collections::BTreeMap::new(),
         communication: Vec::new(),
         in_flight: Vec::new(),
         cost_model,
@@ -147,7 +148,7 @@ impl Dense {
 
 #[test]
 fn small_plans_are_near_the_exact_optimum() {
-    let (mut near, mut sum, mut best, mut all, mut worst) = (0, 0.0, 0.0, 0, (0.0, 0));
+    let (mut near, mut sum, mut best, mut all, mut worst, mut lost) = (0, 0.0, 0.0, 0, (0.0, 0), 0.0);
     for seed in 0..120 {
         let (shards, nodes) = if seed % 2 == 0 { (7, 3) } else { (6, 4) };
         let input = small(seed, shards, nodes);
@@ -171,6 +172,7 @@ fn small_plans_are_near_the_exact_optimum() {
         near += i32::from(ok);
         all += 1;
         (sum, best) = (sum + reached, best + optimum);
+        lost += gap.max(0.0);
         if gap > worst.0 {
             worst = (gap, seed);
         }
@@ -182,7 +184,8 @@ fn small_plans_are_near_the_exact_optimum() {
         worst.1
     );
     assert!(all >= 60, "only {all} instances have something to gain");
-    assert!(sum <= best * 1.01 + 0.5 * CHURN, "{sum} against {best}");
+    assert!(near * 100 >= all * 90, "{near} of {all}");
+    assert!(lost <= 0.02 * best, "{lost:.2} lost where plans are worse, of {best:.2}");
 }
 
 /// What no plan can avoid: every node alone, with the cheapest number of its shards gone and no cost at their targets. In

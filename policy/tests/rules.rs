@@ -204,7 +204,7 @@ fn two_shards_change_places() {
     let mut input = constant(nodes, &shards, PolicySettings { limit: 110.0 / 180.0, ..PolicySettings::default() });
     input.settings.rules.proactive_balancing = false;
     let plan = planned(&input);
-    assert_eq!(moves(&plan), [("a", "n2", RuleName::Threshold), ("c", "n1", RuleName::Threshold)]);
+    assert_eq!(moves(&plan), [("b", "n2", RuleName::Threshold), ("d", "n1", RuleName::Threshold)]);
     assert!(plan.moves.iter().all(|m| m.with.is_some()));
     input.settings.search.pairs = 0;
     assert_eq!(moves(&planned(&input)), []);

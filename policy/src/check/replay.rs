@@ -240,5 +240,38 @@ pub(super) fn check(input: &PlanningInput, plan: &Plan, found: &mut Found) -> f6
             Some(_) => {}
         }
     }
+    node_risks(&replay, plan, found);
     nets.iter().sum()
+}
+
+/// Whether the risks that the plan claims of the nodes that it touches are what the moves bring: a move that was left out
+/// or changed shows here even where no other move depends on it.
+fn node_risks(replay: &Replay<'_>, plan: &Plan, found: &mut Found) {
+    if plan.nodes.len() != replay.input.topology.nodes.len() {
+        found.plan(
+            "nodes",
+            format!("it tells of {} nodes, there are {}", plan.nodes.len(), replay.input.topology.nodes.len()),
+        );
+    }
+    for risk in &plan.nodes {
+        let named = plan.moves.iter().any(|m| m.source == risk.node || m.target == risk.node);
+        let changed = risk.excess_minutes.0 != risk.excess_minutes.1 || risk.before != risk.after;
+        if !(named || changed) || replay.input.topology.node(&risk.node).is_none() {
+            continue;
+        }
+        let unmoved = replay.loads(&risk.node, &[], Copies::None);
+        let moved = replay.loads(&risk.node, &plan.moves, Copies::All);
+        for (what, claimed, loads) in
+            [("before", risk.excess_minutes.0, unmoved), ("after", risk.excess_minutes.1, moved)]
+        {
+            let real = figures::excess(replay, &risk.node, &loads);
+            let tolerance = 1e-2 + 1e-3 * real.abs();
+            if !(claimed - real).abs().le(&tolerance) {
+                found.plan(
+                    "node_risk",
+                    format!("{} {what} the plan: it claims {claimed} min of excess, recomputed {real}", risk.node),
+                );
+            }
+        }
+    }
 }

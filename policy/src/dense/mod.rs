@@ -42,6 +42,8 @@ pub(crate) struct ShardModel<'a> {
     pub apart: Vec<(usize, Spread)>,
     /// Peers and MiB/s.
     pub peers: Vec<(usize, f64)>,
+    /// Where the ring would have it.
+    pub home: Option<usize>,
 }
 
 /// The input, indexed.
@@ -133,6 +135,17 @@ impl<'a> Model<'a> {
             .map(|(peer, mib_per_s)| mib_per_s * (self.latency(to, at[*peer]) - self.latency(from, at[*peer])))
             .sum();
         change * self.input.settings.communication_weight
+    }
+
+    /// What being away from the ring costs more if `shard` is on `to` instead of `from`, overload minutes.
+    pub fn home_change(&self, shard: usize, from: usize, to: usize) -> f64 {
+        let away = |node: usize| f64::from(u8::from(self.shards[shard].home.is_some_and(|home| home != node)));
+        (away(to) - away(from)) * self.input.settings.home_weight
+    }
+
+    /// What a place costs more than another beside its load: communication, and being away from the ring.
+    pub fn place_change(&self, shard: usize, from: usize, to: usize, at: &[usize]) -> f64 {
+        self.communication_change(shard, from, to, at) + self.home_change(shard, from, to)
     }
 
     /// Whether a shard may be on a node beside its group, the others being where `places` says.
@@ -244,7 +257,8 @@ fn shards<'a>(
         }
         let in_flight = input.in_flight.iter().any(|f| f.shard == *id);
         let (pin, excluded, apart, peers) = (None, Vec::new(), Vec::new(), Vec::new());
-        shards.push(ShardModel { id, node, lanes, facts, in_flight, pin, excluded, apart, peers });
+        let home = input.homes.get(id).and_then(|home| node_index.get(home)).copied();
+        shards.push(ShardModel { id, node, lanes, facts, in_flight, pin, excluded, apart, peers, home });
     }
     bind(input, node_index, &mut shards);
     shards

@@ -1,5 +1,7 @@
 //! Which shards a rule asks to move, and which targets are tried for them.
 
+use std::collections::BTreeSet;
+
 use super::limits::{shard_refusal, target_refusal};
 use super::rules::{Ask, asks_balance, least_used};
 use super::search::Search;
@@ -20,7 +22,26 @@ impl Search<'_, '_> {
             }
         }
         self.add_chatty(&mut candidates);
+        self.add_homeward(&mut candidates);
         candidates
+    }
+
+    /// Shards that the ring would have elsewhere.
+    fn add_homeward(&self, candidates: &mut Vec<(usize, Ask)>) {
+        let settings = &self.model.input.settings;
+        if self.model.input.homes.is_empty() || settings.home_weight < settings.needed(settings.churn_weight) {
+            return;
+        }
+        let away = |shard: usize| self.model.shards[shard].home.filter(|home| *home != self.at[shard]);
+        for (shard, ask) in candidates.iter_mut() {
+            ask.home = away(*shard);
+        }
+        let asked: BTreeSet<usize> = candidates.iter().map(|(shard, _)| *shard).collect();
+        for shard in (0..self.at.len()).filter(|s| !asked.contains(s) && !self.moved(*s)) {
+            if let Some(home) = away(shard).filter(|_| shard_refusal(self.model, shard).is_none()) {
+                candidates.push((shard, Ask { home: Some(home), ..Ask::default() }));
+            }
+        }
     }
 
     /// Shards that are far from whom they talk to; the cost-benefit rule asks for them wherever they are.
@@ -33,7 +54,7 @@ impl Search<'_, '_> {
             return;
         }
         let needed = settings.needed(settings.churn_weight);
-        let asked: std::collections::BTreeSet<usize> = candidates.iter().map(|(shard, _)| *shard).collect();
+        let asked: BTreeSet<usize> = candidates.iter().map(|(shard, _)| *shard).collect();
         for shard in 0..self.at.len() {
             let here = self.at[shard];
             let peers = &self.model.shards[shard].peers;
@@ -94,7 +115,8 @@ impl Search<'_, '_> {
         let talks = !model.shards[shard].peers.is_empty();
         let mut free = Vec::new();
         for target in (0..model.nodes.len()).filter(|t| *t != here) {
-            if self.deferred.contains_key(&(shard, target)) {
+            let tabu = self.tabu.is_some_and(|t| t.shard == shard && t.target.is_none_or(|to| to == target));
+            if tabu || self.deferred.contains_key(&(shard, target)) {
                 continue;
             }
             match target_refusal(model, shard, target, |other| &self.places[other]) {

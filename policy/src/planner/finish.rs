@@ -3,6 +3,7 @@
 use foreshard_domain::{PerResource, PlanId, Resource};
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::headroom::if_lost;
 use super::reasons::{self, Figures};
 use super::rules::misplaced;
 use super::search::{Chosen, Search};
@@ -39,7 +40,7 @@ pub(crate) fn finish(mut search: Search<'_, '_>, fingerprint: String) -> Result<
     let input = model.input;
     let plan = Plan {
         format: FORMAT,
-        id: plan_id(&fingerprint)?,
+        id: PlanId::new(Plan::content_id(&fingerprint, &moves)).map_err(PlanError::Id)?,
         parent: input.parent.clone(),
         input_fingerprint: fingerprint,
         created_at: input.now,
@@ -85,12 +86,6 @@ fn append_all(search: &mut Search<'_, '_>, chosen: &[Chosen]) -> (Vec<Move>, Pre
     (moves, prefix, dropped)
 }
 
-/// `plan-` and the first 16 digits of the fingerprint.
-fn plan_id(fingerprint: &str) -> Result<PlanId, PlanError> {
-    let digits: String = fingerprint.chars().take(16).collect();
-    PlanId::new(format!("plan-{digits}")).map_err(PlanError::Id)
-}
-
 /// Appends a move to the prefix with its exact figures, or says why it must not be there after all: a move that was
 /// chosen later may be carried out earlier and take its gain or its room.
 fn append(search: &Search<'_, '_>, prefix: &mut Prefix, chosen: &Chosen) -> Result<Move, Refused> {
@@ -106,7 +101,7 @@ fn append(search: &Search<'_, '_>, prefix: &mut Prefix, chosen: &Chosen) -> Resu
     ends.iter().zip(&mut after).for_each(|(node, load)| model.apply_shard(load, t, *node));
     let moved = charge(&after);
     ends.iter().zip(&mut after).for_each(|(node, load)| model.apply_copy(load, t, *node));
-    let communication = model.communication_change(t.shard, t.source, t.target, &prefix.at);
+    let communication = model.place_change(t.shard, t.source, t.target, &prefix.at);
     let gain = charge(&before) - moved + (-communication).max(0.0);
     let cost = (charge(&after) - moved).max(0.0) + settings.churn_weight + communication.max(0.0);
     if chosen.because.is_none() && chosen.with.is_none() && gain <= cost {
@@ -200,6 +195,11 @@ fn considered(search: &Search<'_, '_>, moved: &BTreeMap<usize, usize>) -> (Vec<C
 fn risks(search: &Search<'_, '_>, prefix: &Prefix) -> Vec<NodeRisk> {
     let model = search.model;
     let minutes = model.grid.minutes();
+    let mut on = vec![Vec::new(); model.nodes.len()];
+    prefix.at.iter().enumerate().for_each(|(shard, node)| on[*node].push(shard));
+    let base: Vec<&NodeLoad> = search.base.iter().map(|(load, _)| load).collect();
+    let lost_before = if_lost(model, &base, &model.on, &search.weights);
+    let lost_after = if_lost(model, &prefix.loads.iter().collect::<Vec<_>>(), &on, &search.weights);
     let nodes = model.nodes.iter().enumerate().map(|(i, node)| {
         let before = model.risk(i, &search.base[i].0, 1.0);
         let after = model.risk(i, &prefix.loads[i], 1.0);
@@ -212,6 +212,7 @@ fn risks(search: &Search<'_, '_>, prefix: &Prefix) -> Vec<NodeRisk> {
             before: before.map(|r| r.probability),
             after: after.map(|r| r.probability),
             excess_minutes: (excess(&before), excess(&after)),
+            if_lost: (lost_before[i], lost_after[i]),
         }
     });
     nodes.collect()

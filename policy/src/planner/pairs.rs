@@ -96,7 +96,7 @@ impl Search<'_, '_> {
                 load.0[*r].add_scaled(lane, 1.0, 0..model.grid.steps);
             }
         }
-        let talk = model.communication_change(shard, self.at[shard], target, &self.at);
+        let talk = model.place_change(shard, self.at[shard], target, &self.at);
         for other in self.room_makers(target) {
             *scanned += 1;
             let lanes = Some((&model.shards[other].lanes, -1.0));
@@ -110,7 +110,7 @@ impl Search<'_, '_> {
             let places = self.targets(other);
             let onward = places.into_iter().filter_map(|to| {
                 let more = self.increase(shard, other, to, increases, scanned)?;
-                Some((more + model.communication_change(other, target, to, &self.at), to))
+                Some((more + model.place_change(other, target, to, &self.at), to))
             });
             let best = onward.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             if let Some((more, to)) = best {

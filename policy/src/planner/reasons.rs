@@ -80,6 +80,9 @@ fn text(figures: &Figures<'_, '_, '_>, reason: &Reason, resource: Resource) -> S
             let (high, low) = (percent(mean(t.source)), percent(mean(t.target)));
             format!("predicted {resource} of {source} is {high}, of {target} {low}")
         }
+        RuleName::RingReturn => {
+            format!("{source} was to relieve {target}, where the ring would have the shard; the gain of that is gone")
+        }
         RuleName::Constraint => {
             let because = chosen.because.as_deref().unwrap_or("it must not stay where it is");
             format!("the shard must leave {source}: {because}")

@@ -13,11 +13,18 @@ pub(crate) struct Ask {
     pub reactive: Option<Resource>,
     pub cost_benefit: Option<Resource>,
     pub balancing: Option<Resource>,
+    /// Back to this node, where the ring would have the shard.
+    pub home: Option<usize>,
 }
 
 impl Ask {
     pub fn any(&self) -> bool {
         *self != Ask::default()
+    }
+
+    /// Whether nothing asks but the ring.
+    pub fn for_home_alone(&self) -> bool {
+        self.home.is_some() && Ask { home: None, ..self.clone() } == Ask::default()
     }
 
     /// The rule that a move off this node rests on; `None` if no rule bears it.
@@ -27,6 +34,7 @@ impl Ask {
             .or_else(|| named(RuleName::Reactive, self.reactive))
             .or_else(|| named(RuleName::CostBenefit, self.cost_benefit).filter(|_| start.gain >= needed))
             .or_else(|| named(RuleName::ProactiveBalancing, self.balancing))
+            .or_else(|| self.home.filter(|home| *home == start.transfer.target).map(|_| (RuleName::RingReturn, None)))
     }
 }
 

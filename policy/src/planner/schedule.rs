@@ -71,7 +71,7 @@ impl Search<'_, '_> {
         let lanes = Some((&model.shards[shard].lanes, -1.0));
         let without = model.scan(source, &self.timed[source], &self.base[source].1, lanes, false);
         let side = |node: usize, scans| Side { node, load: &self.timed[node], bounds: &self.base[node].1, scans };
-        let communication = model.communication_change(shard, source, target, &self.at);
+        let communication = model.place_change(shard, source, target, &self.at);
         let crossing = crossing(model, source, &self.timed[source]);
         let candidate = Candidate {
             shard,

@@ -51,6 +51,13 @@ struct Worth {
     rule: (RuleName, Option<Resource>),
 }
 
+/// A shard, or a shard on a target, that the search does without.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tabu {
+    pub shard: usize,
+    pub target: Option<usize>,
+}
+
 pub(crate) struct Search<'m, 'a> {
     pub model: &'m Model<'a>,
     /// Where the shards are, settled.
@@ -78,6 +85,7 @@ pub(crate) struct Search<'m, 'a> {
     pub deferred: BTreeMap<(usize, usize), String>,
     pub asking: Vec<bool>,
     pub evaluated: usize,
+    pub tabu: Option<Tabu>,
     /// How large each shard is.
     pub weights: Vec<f64>,
     versions: u32,
@@ -118,6 +126,7 @@ impl<'m, 'a> Search<'m, 'a> {
             deferred: BTreeMap::new(),
             asking,
             evaluated: 0,
+            tabu: None,
             weights,
             versions: 0,
         }
@@ -196,7 +205,10 @@ impl<'m, 'a> Search<'m, 'a> {
     fn worth(&mut self) -> Vec<Worth> {
         let mut found = Vec::new();
         for (shard, ask) in self.candidates() {
-            for target in self.targets(shard) {
+            let targets = self.targets(shard);
+            // One that goes home for its own sake goes nowhere else.
+            let only = ask.home.filter(|_| ask.for_home_alone());
+            for target in targets.into_iter().filter(|t| only.is_none_or(|home| home == *t)) {
                 let Ok(start) = self.evaluate(shard, target, false) else { continue };
                 let (gain, needed) = (start.gain + start.balance, self.model.input.settings.needed(start.cost));
                 match ask.rule(&start, needed).filter(|_| gain >= needed) {
@@ -248,7 +260,7 @@ impl<'m, 'a> Search<'m, 'a> {
         }
         self.evaluated += 1;
         let without = self.scan_without(shard);
-        let communication = model.communication_change(shard, source, target, &self.at);
+        let communication = model.place_change(shard, source, target, &self.at);
         let outcome = self.too_little(source, &without, communication).filter(|_| !must).map_or_else(
             || {
                 let side = |node: usize| {

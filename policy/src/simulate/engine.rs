@@ -220,25 +220,30 @@ impl<'c> Decider<'c> {
         !over && !self.settings.rules.proactive_balancing
     }
 
-    /// Whether no scenario puts a node over the limit: then nothing can be gained.
+    /// Whether no node is expected to be over the limit by as much as one move must gain: then nothing is worth it, since no
+    /// move relieves a node of more than what it has too much.
     fn calm(&self, scenarios: &ScenarioSet, state: &State) -> bool {
         if self.settings.rules.proactive_balancing {
             return false;
         }
+        let least = self.settings.needed(self.settings.churn_weight) * 0.999;
+        let mut excess = vec![0.0; self.cell.spec().nodes];
         let index: BTreeMap<_, _> = scenarios.shards().iter().enumerate().map(|(i, s)| (s, i)).collect();
         let of = |shard: usize| self.cell.loads().shards().get(shard).and_then(|id| index.get(id)).copied();
-        scenarios.resources().iter().enumerate().all(|(r, resource)| {
-            let Some(capacity) = self.cell.capacity()[*resource] else { return true };
+        for (r, resource) in scenarios.resources().iter().enumerate() {
+            let Some(capacity) = self.cell.capacity()[*resource] else { continue };
             let copies = |node: usize| state.running.iter().filter(move |c| c.source == node || c.target == node);
-            (0..self.cell.spec().nodes).all(|node| {
+            for (node, excess) in excess.iter_mut().enumerate() {
                 let here = state.owner.iter().enumerate().filter(|(_, n)| **n == node).map(|(s, _)| s);
                 let coming = copies(node).filter(|c| c.target == node).map(|c| c.shard);
                 let load = scenarios.node_sum(r, here.chain(coming).filter_map(of));
                 let extra = copies(node).count() as f64 * self.cell.spec().copy_share[*resource] * capacity;
                 let limit = self.settings.limit * 0.999 * capacity - extra;
-                load.values().iter().all(|v| f64::from(*v) <= limit)
-            })
-        })
+                let over = load.expected_excess(limit as f32, 0..scenarios.steps());
+                *excess += over / capacity * scenarios.step().as_minutes();
+            }
+        }
+        excess.iter().all(|minutes| *minutes < least)
     }
 
     fn input(&mut self, seen: &Seen<'_>, scenarios: ScenarioSet, state: &State) -> PlanningInput {
@@ -271,6 +276,7 @@ impl<'c> Decider<'c> {
             placement,
             scenarios,
             shards: facts.collect(),
+            homes: BTreeMap::new(),
             communication: Vec::new(),
             in_flight: in_flight.collect(),
             cost_model: self.cell.cost_model(),

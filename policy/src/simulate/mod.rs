@@ -5,6 +5,7 @@
 //! facts of the replayed half and input of no forecast. Every policy starts from where `reactive` leaves the cluster
 //! after the last days of the first half, so that none gains by mending a careless start.
 
+mod bars;
 mod cell;
 mod engine;
 mod error;
@@ -20,6 +21,7 @@ use std::ops::Range;
 
 use crate::PolicySettings;
 
+pub use bars::{Bars, CellBars, PolicyBars, bars};
 pub use cell::{Cell, SimSpec};
 pub use error::SimError;
 pub use loads::{Seen, SimLoads};

@@ -8,6 +8,7 @@
 
 use foreshard_domain::{ScenarioSet, Step};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{ScenarioSource, Seen, SourceError};
 
@@ -184,23 +185,23 @@ fn solve(mut a: [[f64; FEATURES]; FEATURES], mut b: [f64; FEATURES]) -> [f64; FE
 
 /// Scenarios of a fitted ridge.
 #[derive(Debug, Clone)]
-pub struct RidgePaths<'m> {
-    model: &'m RidgeModel,
+pub struct RidgePaths {
+    model: Arc<RidgeModel>,
     sums: Sums,
     /// Errors of the forecasts from past moments, `[lane][lead]`.
     errors: BTreeMap<usize, Vec<f32>>,
 }
 
-impl<'m> RidgePaths<'m> {
+impl RidgePaths {
     /// Of a model.
-    pub fn new(model: &'m RidgeModel) -> Self {
-        Self { model, sums: Sums::default(), errors: BTreeMap::new() }
+    pub fn new(model: &Arc<RidgeModel>) -> Self {
+        Self { model: Arc::clone(model), sums: Sums::default(), errors: BTreeMap::new() }
     }
 
     /// Past moments whose errors make the scenarios: about this hour of the days before, the last days first. All their
     /// forecasts are over.
     fn moments(&self, steps: usize) -> Vec<usize> {
-        let RidgeModel { spec, day, hour, .. } = *self.model;
+        let (spec, day, hour) = (self.model.spec, self.model.day, self.model.hour);
         let reach = spec.horizon * spec.coarse;
         let grid = (hour / 2).max(1);
         let mut moments = Vec::new();
@@ -230,7 +231,7 @@ impl<'m> RidgePaths<'m> {
     }
 }
 
-impl ScenarioSource for RidgePaths<'_> {
+impl ScenarioSource for RidgePaths {
     fn scenarios(&mut self, seen: &Seen<'_>) -> Result<ScenarioSet, SourceError> {
         let RidgeSpec { coarse, horizon, .. } = self.model.spec;
         if seen.resources().len() * seen.shards().len() != self.model.scale.len() || seen.steps() < 2 * self.model.day {

@@ -80,6 +80,7 @@ pub fn fleet(shards: usize, nodes: usize, seed: u64) -> PlanningInput {
         placement,
         scenarios: set.unwrap(),
         shards: shard_ids.into_iter().zip(facts).collect(),
+        homes: std::collections::BTreeMap::new(),
         communication: Vec::new(),
         in_flight: Vec::new(),
         cost_model: CostModel::prior(60.0 * 1_048_576.0),
