@@ -2,7 +2,7 @@
 
 use foreshard_domain::{CostModel, NodeId, PerResource, Placement, PlanId, ScenarioSet, ShardId, Timestamp, Topology};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -78,6 +78,10 @@ pub struct PlanningInput {
     /// What is known of the shards; one without an entry cannot be moved.
     #[serde(default)]
     pub shards: BTreeMap<ShardId, ShardFacts>,
+    /// Shards whose forecast has lost its vote, because it was lately worse than seasonal naive: they are planned with their
+    /// load as last observed, as a reactive balancer would, and the plan says so.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub voteless: BTreeSet<ShardId>,
     /// Where the ring would have each shard; a shard elsewhere is an override and goes back when its gain is gone. Shards
     /// without an entry are at home wherever they are.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -115,12 +119,12 @@ impl PlanningInput {
     /// values as little-endian `f32`. As text they would be most of the time that a large plan takes.
     pub fn fingerprint(&self) -> String {
         let Self { now, seed, parent, topology, placement, scenarios, shards, communication, in_flight, .. } = self;
-        let Self { homes, cost_model, settings, .. } = self;
+        let Self { voteless, homes, cost_model, settings, .. } = self;
         let (issued_at, step) = (scenarios.issued_at(), scenarios.step());
         let shape = (scenarios.steps(), scenarios.scenarios());
         let scenario_head = (issued_at, step, scenarios.resources(), scenarios.shards(), shape);
         let context = (now, seed, parent, topology, placement, scenario_head);
-        let rest = (shards, homes, communication, in_flight, cost_model, settings);
+        let rest = (shards, voteless, homes, communication, in_flight, cost_model, settings);
         let mut writer = io::BufWriter::with_capacity(1 << 16, HashWriter(Xxh3::new()));
         // Neither the hash nor the derived serialisation can fail; a failure would only make the hash differ.
         let _ = serde_json::to_writer(&mut writer, &(context, rest));

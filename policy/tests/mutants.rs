@@ -117,7 +117,7 @@ const BREAKS: [Break; 14] = [
         i.scenarios = with_values(&i.scenarios, values);
     },
     |i, _| {
-        let values = i.scenarios.values().iter().map(|v| v * 1e6).collect();
+        let values = i.scenarios.values().iter().map(|v| (v * 1e6).min(f32::MAX)).collect();
         i.scenarios = with_values(&i.scenarios, values);
     },
     |i, _| {

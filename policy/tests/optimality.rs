@@ -62,6 +62,7 @@ fn small(seed: u64, shards: usize, nodes: usize) -> PlanningInput {
             .iter()
             .map(|s| (shard(s), foreshard_policy::ShardFacts { data_bytes: 1.0, ..facts(1.0) }))
             .collect(),
+        voteless: std::collections::BTreeSet::new(),
         homes: std::collections::BTreeMap::new(),
         communication: Vec::new(),
         in_flight: Vec::new(),

@@ -100,3 +100,22 @@ fn an_override_goes_back_to_the_ring_when_its_gain_is_gone() {
     inputs::with_lane(&mut input, "b", &[85.0; 48]);
     assert_eq!(plan(&input).unwrap().plan.moves, [], "its gain is not gone");
 }
+
+#[test]
+fn a_forecast_without_a_vote_moves_nothing_and_that_is_said() {
+    let nodes = vec![node("n1", "z1", 100.0), node("n2", "z2", 100.0)];
+    let mut input = constant(nodes, &[("a", "n1", 40.0), ("b", "n1", 40.0)], PolicySettings::default());
+    input.settings.rules.proactive_balancing = false;
+    inputs::with_lane(&mut input, "a", &[90.0; 48]);
+    assert_eq!(plan(&input).unwrap().plan.moves.len(), 1, "its forecast says that it grows");
+    input.voteless = [shard("a")].into();
+    let made = plan(&input).unwrap().plan;
+    check(&input, &made).unwrap();
+    assert_eq!(made.moves, []);
+    assert!(made.notes.iter().any(|n| n.contains("no vote, such as a")), "{:?}", made.notes);
+    // A reactive balancer would see what is already there.
+    inputs::facts_of(&mut input, "a").current.cpu = 90.0;
+    let made = plan(&input).unwrap().plan;
+    check(&input, &made).unwrap();
+    assert_eq!(made.moves.len(), 1);
+}

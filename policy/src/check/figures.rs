@@ -43,9 +43,10 @@ impl Grid {
     }
 }
 
-/// Gain and cost of the last move of a prefix, as the difference to the prefix before it.
-pub(super) fn gain_and_cost(replay: &Replay<'_>, prefix: &[Move]) -> (f64, f64) {
-    let Some((m, before)) = prefix.split_last() else { return (0.0, 0.0) };
+/// Gain and cost of the last move of a prefix, as the difference to the prefix before it; and the largest charge that they
+/// are differences of, since the planner's single precision cannot tell more of it than six digits.
+pub(super) fn gain_and_cost(replay: &Replay<'_>, prefix: &[Move]) -> (f64, f64, f64) {
+    let Some((m, before)) = prefix.split_last() else { return (0.0, 0.0, 0.0) };
     let charge = |moves: &[Move], copies: Copies| -> f64 {
         let ends = [&m.source, &m.target].into_iter();
         ends.map(|node| charge(replay, node, &replay.loads(node, moves, copies))).sum()
@@ -56,7 +57,7 @@ pub(super) fn gain_and_cost(replay: &Replay<'_>, prefix: &[Move]) -> (f64, f64) 
     let talk = communication(replay.input, m, before) + away(replay.input, m);
     let gain = unmoved - moved + if talk < 0.0 { -talk } else { 0.0 };
     let cost = (copied - moved).max(0.0) + replay.input.settings.churn_weight + if talk > 0.0 { talk } else { 0.0 };
-    (gain, cost)
+    (gain, cost, unmoved.max(copied))
 }
 
 /// Expected minutes over capacity of a node, all resources.

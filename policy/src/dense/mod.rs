@@ -6,7 +6,7 @@ mod load;
 
 use foreshard_domain::{Node, NodeId, NodeState, PerResource, Resource, ScenarioSet, ShardId, Spread, Timestamp};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{PlanningInput, ShardFacts};
 
@@ -74,7 +74,12 @@ impl<'a> Model<'a> {
     /// Indexes a validated input.
     pub fn new(input: &'a PlanningInput) -> Self {
         let grid = Grid::new(&input.scenarios, input.now);
-        let source = LaneSource { set: &input.scenarios, index: index_of(&input.scenarios), grid: &grid };
+        let source = LaneSource {
+            set: &input.scenarios,
+            index: index_of(&input.scenarios),
+            grid: &grid,
+            voteless: &input.voteless,
+        };
         let mut notes = Vec::new();
         let nodes = nodes(input, &source);
         let node_index: BTreeMap<&NodeId, usize> = nodes.iter().enumerate().map(|(i, n)| (&n.node.id, i)).collect();
@@ -187,19 +192,22 @@ struct LaneSource<'a, 'b> {
     set: &'a ScenarioSet,
     index: HashMap<&'a ShardId, usize>,
     grid: &'b Grid,
+    voteless: &'a BTreeSet<ShardId>,
 }
 
 impl<'a> LaneSource<'a, '_> {
     /// The lanes of a shard, constant where the scenarios have none; and whether any had to be constant.
     fn lanes(&self, shard: &ShardId, facts: Option<&ShardFacts>) -> (Lanes<'a>, bool) {
         let mut made_up = false;
+        // Without a vote of its forecast a shard stays as last observed; what was never observed has nothing better.
+        let votes = facts.is_none() || !self.voteless.contains(shard);
         let lanes = PerResource::from_fn(|r| {
             let lane = self.index.get(shard).zip(self.set.resource_index(r)).and_then(|(s, r)| self.set.lane(r, *s));
-            if let Some(lane) = lane {
+            if let Some(lane) = lane.filter(|_| votes) {
                 return lane.iter().any(|v| *v != 0.0).then_some(Cow::Borrowed(lane));
             }
             let current = facts.map_or(0.0, |f| f.current[r]);
-            made_up |= current > 0.0 || !self.index.contains_key(shard);
+            made_up |= votes && (current > 0.0 || !self.index.contains_key(shard));
             (current > 0.0).then(|| Cow::Owned(vec![current as f32; self.grid.steps * self.grid.scenarios]))
         });
         (lanes, made_up)
@@ -303,6 +311,15 @@ fn bind<'a>(input: &'a PlanningInput, node_index: &BTreeMap<&NodeId, usize>, sha
 }
 
 fn note_ignored(input: &PlanningInput, node_index: &BTreeMap<&NodeId, usize>, notes: &mut Vec<String>) {
+    let known = |s: &&ShardId| input.placement.node_of(s).is_some() && input.shards.contains_key(*s);
+    let voteless: Vec<&str> = input.voteless.iter().filter(known).map(ShardId::as_str).collect();
+    if let Some(first) = voteless.first() {
+        notes.push(format!(
+            "the forecasts of {} shards were lately worse than seasonal naive and have no vote, such as {first}; planned \
+             with their loads as last observed",
+            voteless.len()
+        ));
+    }
     let ignored = input.scenarios.shards().iter().filter(|s| match s.residual_node() {
         Some(node) => !node_index.contains_key(&node),
         None => input.placement.node_of(s).is_none(),

@@ -1,7 +1,7 @@
 //! The replay itself: decide at every step, account by the minute.
 
 use foreshard_domain::{NodeId, PerResource, Placement, Resource, ScenarioSet, Timestamp};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::measure::Measures;
@@ -276,6 +276,7 @@ impl<'c> Decider<'c> {
             placement,
             scenarios,
             shards: facts.collect(),
+            voteless: BTreeSet::new(),
             homes: BTreeMap::new(),
             communication: Vec::new(),
             in_flight: in_flight.collect(),

@@ -80,6 +80,7 @@ pub fn fleet(shards: usize, nodes: usize, seed: u64) -> PlanningInput {
         placement,
         scenarios: set.unwrap(),
         shards: shard_ids.into_iter().zip(facts).collect(),
+        voteless: std::collections::BTreeSet::new(),
         homes: std::collections::BTreeMap::new(),
         communication: Vec::new(),
         in_flight: Vec::new(),
