@@ -137,7 +137,7 @@ const BREAKS: [Break; 14] = [
         i.topology.groups = vec![foreshard_domain::Group { id, shards, spread: foreshard_domain::Spread::Zone }];
         let (all, nodes) = (i.placement.clone(), i.topology.nodes.clone());
         for (shard, _) in all.iter() {
-            let node = nodes.choose(rng).unwrap().id.clone();
+            let Some(node) = nodes.choose(rng).map(|n| n.id.clone()) else { continue };
             let rule = foreshard_domain::Rule { shard: shard.clone(), node };
             if rng.random() { i.topology.pins.push(rule) } else { i.topology.exclusions.push(rule) }
         }
