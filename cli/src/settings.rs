@@ -94,11 +94,14 @@ pub struct TrainSettings {
     pub steps: usize,
     /// Threads; 0 takes all cores. The result does not depend on it.
     pub threads: usize,
+    /// MiB of rows of a history that are held in memory; a larger one is read through a scratch file in the registry's
+    /// folder. The result does not depend on it.
+    pub memory_mib: usize,
 }
 
 impl Default for TrainSettings {
     fn default() -> Self {
-        Self { seed: 1, steps: 500, threads: 0 }
+        Self { seed: 1, steps: 500, threads: 0, memory_mib: 512 }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use foreshard_domain::{IdError, ShardId, Timestamp};
+use foreshard_domain::{IdError, Metric, ShardId, Timestamp};
 
 /// Why a history could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,20 @@ pub enum HistoryError {
     Parquet {
         /// The file.
         path: PathBuf,
+        /// What the decoder says.
+        #[source]
+        source: parquet::errors::ParquetError,
+    },
+    /// A row group of the file is damaged.
+    #[error(
+        "cannot read row group {group} of {path}; the file is damaged there: copy it again from its source, or write it \
+         anew without the rows of that group"
+    )]
+    RowGroup {
+        /// The file.
+        path: PathBuf,
+        /// The row group, counted from 0.
+        group: usize,
         /// What the decoder says.
         #[source]
         source: parquet::errors::ParquetError,
@@ -152,6 +166,14 @@ pub enum HistoryError {
         name: String,
         /// The folder.
         path: PathBuf,
+    },
+    /// A series that was there is not there any more.
+    #[error("series {series} of {metric} is no longer what it was when the history was first read; train again")]
+    Changed {
+        /// Its place among the series of its metric.
+        series: usize,
+        /// Its metric.
+        metric: Metric,
     },
     /// Whoever took the rows stopped the reading.
     #[error("reading was stopped by its consumer")]

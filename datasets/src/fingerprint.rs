@@ -10,21 +10,39 @@ const MISSING: u64 = 0x7ff8_0000_0000_0000;
 
 /// SHA-256 over shards in order: name, times, nodes by run, then each column that has a value.
 pub(crate) fn of<'a>(parts: impl Iterator<Item = (&'a ShardId, &'a ShardRows)>) -> String {
-    let mut hash = Sha256::new();
-    for (shard, rows) in parts.filter(|(_, rows)| rows.len() > 0) {
-        text(&mut hash, shard.as_str());
-        numbers(&mut hash, rows.ts.iter().map(|t| t.to_le_bytes()), rows.len());
-        nodes(&mut hash, rows);
+    let mut fingerprint = Fingerprint::default();
+    parts.for_each(|(shard, rows)| fingerprint.add(shard, rows));
+    fingerprint.finish()
+}
+
+/// A fingerprint while shards are added, in their order.
+#[derive(Default)]
+pub(crate) struct Fingerprint {
+    hash: Sha256,
+}
+
+impl Fingerprint {
+    pub(crate) fn add(&mut self, shard: &ShardId, rows: &ShardRows) {
+        if rows.len() == 0 {
+            return;
+        }
+        let hash = &mut self.hash;
+        text(hash, shard.as_str());
+        numbers(hash, rows.ts.iter().map(|t| t.to_le_bytes()), rows.len());
+        nodes(hash, rows);
         for (slot, column) in rows.values.iter().enumerate() {
             if let Some(column) = column.as_ref().filter(|c| c.iter().any(|v| !v.is_nan())) {
                 hash.update([slot as u8]);
                 let bits = column.iter().map(|v| if v.is_nan() { MISSING } else { v.to_bits() });
-                numbers(&mut hash, bits.map(u64::to_le_bytes), column.len());
+                numbers(hash, bits.map(u64::to_le_bytes), column.len());
             }
         }
         hash.update([0xff]);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+
+    pub(crate) fn finish(self) -> String {
+        self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 fn text(hash: &mut Sha256, text: &str) {

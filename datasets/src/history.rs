@@ -75,12 +75,22 @@ pub(crate) struct HistoryBuilder {
 }
 
 impl HistoryBuilder {
-    pub(crate) fn push_run(&mut self, run: &Run<'_>) {
+    /// Takes some rows in; returns how many bytes more it holds since.
+    pub(crate) fn push_run(&mut self, run: &Run<'_>) -> usize {
         if let Some(rows) = self.shards.get_mut(run.shard) {
+            let before = rows.bytes();
             rows.push_run(run);
+            rows.bytes().saturating_sub(before)
         } else {
-            self.shards.entry(run.shard.clone()).or_default().push_run(run);
+            let rows = self.shards.entry(run.shard.clone()).or_default();
+            rows.push_run(run);
+            rows.bytes()
         }
+    }
+
+    /// Hands out all rows that it holds, by shard, and holds none then.
+    pub(crate) fn take_rows(&mut self) -> BTreeMap<ShardId, ShardRows> {
+        std::mem::take(&mut self.shards)
     }
 
     pub(crate) fn push(&mut self, row: &Observation) {
@@ -137,6 +147,17 @@ impl History {
         self.shards.iter().map(|(shard, rows)| (shard, rows.as_ref()))
     }
 
+    /// A history of one shard whose rows are in order already.
+    pub(crate) fn of_shard(shard: ShardId, rows: Arc<ShardRows>) -> Self {
+        let report = ReadReport { rows: rows.len() as u64, ..ReadReport::default() };
+        Self { shards: BTreeMap::from([(shard, rows)]), report }
+    }
+
+    /// The rows of one shard, shared.
+    pub(crate) fn shared(&self, shard: &ShardId) -> Option<Arc<ShardRows>> {
+        self.shards.get(shard).cloned()
+    }
+
     /// Adds what a reader noticed that the rows do not tell.
     pub(crate) fn note(&mut self, report: ReadReport) {
         self.report.files += report.files;
@@ -191,7 +212,7 @@ impl History {
     /// The metrics of which a shard has any value.
     pub fn metrics_of(&self, shard: &ShardId) -> Vec<Metric> {
         let Some(rows) = self.shards.get(shard) else { return Vec::new() };
-        Metric::ALL.into_iter().filter(|m| rows.values[columns::slot(*m)].is_some()).collect()
+        rows.metrics()
     }
 
     /// The values of one metric of one shard with their times, in order; missing ones are left out.

@@ -5,6 +5,7 @@
 //! that are no numbers count as missing and are counted in a [`ReadReport`].
 
 mod atomic;
+mod bounded;
 mod calendar;
 mod columns;
 mod decode;
@@ -16,6 +17,7 @@ mod folder;
 mod forecasts;
 pub mod generate;
 mod grid;
+mod groups;
 mod history;
 mod import;
 mod inspect;
@@ -23,12 +25,14 @@ mod outcomes;
 mod protocol;
 mod read;
 mod rows;
+mod scratch;
 mod source;
 mod table;
 mod topology_file;
 mod windows;
 mod write;
 
+pub use bounded::{BoundedHistory, MemoryBudget};
 pub use calendar::{Calendar, CalendarError, CalendarPoint};
 pub use edges::{CommunicationEdge, read_communication, write_communication};
 pub use error::HistoryError;

@@ -4,13 +4,13 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use foreshard_domain::Observation;
-use parquet::arrow::ProjectionMask;
 
 use crate::decode::{Decoder, Layout};
 use crate::folder::Piece;
+use crate::groups::may_hold;
 use crate::history::{HistoryBuilder, ReadFilter, ReadReport};
 use crate::rows::Run;
-use crate::source::{self, Batches, OpenFailure};
+use crate::source::{OpenFailure, Source};
 use crate::{History, HistoryError, folder};
 
 /// Rows decoded at a time.
@@ -25,38 +25,68 @@ const BATCH_ROWS: usize = 32_768;
 /// # Errors
 /// [`HistoryError`]: unreadable or damaged files, missing columns, wrong types, rows without shard or time.
 pub fn read_history(path: &Path, filter: &ReadFilter) -> Result<History, HistoryError> {
-    let history = if path.is_dir() {
-        read_steadily(|| folder::pieces(path), filter)?
+    Ok(collect(path, filter, &HistoryBuilder::default)?.finish())
+}
+
+/// Takes the rows of files in, in their order.
+pub(crate) trait Collector {
+    /// Takes some rows of one shard.
+    fn push_run(&mut self, run: &Run<'_>) -> Result<(), HistoryError>;
+
+    /// Where what is odd is noted.
+    fn report(&mut self) -> &mut ReadReport;
+}
+
+impl Collector for HistoryBuilder {
+    fn push_run(&mut self, run: &Run<'_>) -> Result<(), HistoryError> {
+        self.push_run(run);
+        Ok(())
+    }
+
+    fn report(&mut self) -> &mut ReadReport {
+        &mut self.report
+    }
+}
+
+/// Reads a file or a dated folder into a collector.
+pub(crate) fn collect<C: Collector>(
+    path: &Path,
+    filter: &ReadFilter,
+    fresh: &dyn Fn() -> C,
+) -> Result<C, HistoryError> {
+    let mut collector = if path.is_dir() {
+        read_steadily(|| folder::pieces(path), filter, fresh)?
     } else {
-        let mut builder = HistoryBuilder::default();
-        read_into(path, filter, &mut builder)?;
-        builder.finish()
+        let mut collector = fresh();
+        read_into(path, filter, &mut collector)?;
+        collector
     };
-    warn_of(path, history.report());
-    Ok(history)
+    warn_of(path, collector.report());
+    Ok(collector)
 }
 
 /// How often a listing is read again because compaction replaced its pieces meanwhile.
 const ATTEMPTS: usize = 64;
 
 /// Reads the pieces of a listing; again, if compaction replaced some of them before all were read.
-fn read_steadily(
+fn read_steadily<C: Collector>(
     list: impl Fn() -> Result<Vec<Piece>, HistoryError>,
     filter: &ReadFilter,
-) -> Result<History, HistoryError> {
+    fresh: &dyn Fn() -> C,
+) -> Result<C, HistoryError> {
     let mut attempt = 1;
     loop {
         let pieces = list()?;
-        let mut builder = HistoryBuilder::default();
+        let mut collector = fresh();
         let mut wanted = pieces.iter().filter(|piece| piece.may_hold(filter));
-        let read = wanted.try_for_each(|piece| read_into(&piece.path, filter, &mut builder));
+        let read = wanted.try_for_each(|piece| read_into(&piece.path, filter, &mut collector));
         let replaced = match &read {
             Ok(()) => folder::compacted_since(&pieces, &list()?),
             Err(HistoryError::Io { source, .. }) => source.kind() == ErrorKind::NotFound,
             Err(_) => false,
         };
         if !replaced || attempt == ATTEMPTS {
-            return read.map(|()| builder.finish());
+            return read.map(|()| collector);
         }
         attempt += 1;
     }
@@ -71,14 +101,11 @@ fn warn_of(path: &Path, report: &ReadReport) {
     }
 }
 
-/// Reads a file into a builder that may hold rows of other files already.
-pub(crate) fn read_into(path: &Path, filter: &ReadFilter, builder: &mut HistoryBuilder) -> Result<(), HistoryError> {
-    let mut report = std::mem::take(&mut builder.report);
-    let read = scan(path, filter, &mut report, &mut |run| {
-        builder.push_run(run);
-        Ok(())
-    });
-    builder.report = report;
+/// Reads a file into a collector that may hold rows of other files already.
+pub(crate) fn read_into<C: Collector>(path: &Path, filter: &ReadFilter, into: &mut C) -> Result<(), HistoryError> {
+    let mut report = std::mem::take(into.report());
+    let read = scan(path, filter, &mut report, &mut |run| into.push_run(run));
+    *into.report() = report;
     read
 }
 
@@ -108,7 +135,8 @@ pub fn stream_history(
     pieces.retain(|piece| piece.may_hold(filter));
     for day in pieces.chunk_by(|a, b| a.day == b.day) {
         let Some(first) = day.first() else { continue };
-        let history = read_steadily(|| folder::pieces_of(path, first.day), filter)?;
+        let list = || folder::pieces_of(path, first.day);
+        let history = read_steadily(list, filter, &HistoryBuilder::default)?.finish();
         let rows: Vec<Observation> = history.observations().collect();
         for part in rows.chunks(BATCH_ROWS) {
             on_rows(part)?;
@@ -117,29 +145,30 @@ pub fn stream_history(
     Ok(())
 }
 
-/// Decodes one file, row group by row group.
+/// Decodes one file, row group by row group; those that cannot hold what the filter wants are passed over.
 fn scan(
     path: &Path,
     filter: &ReadFilter,
     report: &mut ReadReport,
     take: &mut dyn FnMut(&Run<'_>) -> Result<(), HistoryError>,
 ) -> Result<(), HistoryError> {
-    let parquet = |source| HistoryError::Parquet { path: path.into(), source };
-    let reader = source::open(path).map_err(|failure| match failure {
+    let source = Source::open(path).map_err(|failure| match failure {
         OpenFailure::Io(source) => HistoryError::Io { doing: "open", path: path.into(), source },
-        OpenFailure::Parquet(source) => parquet(source),
+        OpenFailure::Parquet(source) => HistoryError::Parquet { path: path.into(), source },
     })?;
-    let layout = Layout::of(path, reader.schema(), filter, report)?;
+    let layout = Layout::of(path, source.schema(), filter, report)?;
     report.files += 1;
     let wanted = layout.wanted();
-    let fields = reader.schema().fields().iter().enumerate();
-    let roots: Vec<usize> = fields.filter(|(_, f)| wanted.contains(&f.name().as_str())).map(|(i, _)| i).collect();
-    let mask = ProjectionMask::roots(reader.parquet_schema(), roots);
-    let batches = Batches::new(reader.with_projection(mask).with_batch_size(BATCH_ROWS)).map_err(parquet)?;
     let mut decoder = Decoder { path, layout: &layout, filter, offset: 0 };
-    for batch in batches {
-        let batch = batch.map_err(parquet)?;
-        decoder.batch(&batch, report, take)?;
+    for (group, metadata) in source.groups().iter().enumerate() {
+        let next = decoder.offset + u64::try_from(metadata.num_rows()).unwrap_or(0);
+        if may_hold(metadata, source.schema(), filter) {
+            let damaged = |source| HistoryError::RowGroup { path: path.into(), group, source };
+            for batch in source.batches_of(group, &wanted, BATCH_ROWS).map_err(damaged)? {
+                decoder.batch(&batch.map_err(damaged)?, report, take)?;
+            }
+        }
+        decoder.offset = next;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! The rows of one shard, column by column.
 
-use foreshard_domain::{NodeId, Observation, ShardId, Timestamp};
+use foreshard_domain::{Metric, NodeId, Observation, ShardId, Timestamp};
 
 use crate::columns::{self, DATA_BYTES, VALUES, WRITE_BYTES};
 
 /// Code of a row without a node.
-const NOWHERE: u32 = u32::MAX;
+pub(crate) const NOWHERE: u32 = u32::MAX;
 
 /// Which node carried each row; names are few, so rows hold codes.
 #[derive(Debug, Clone, Default)]
@@ -19,7 +19,7 @@ impl NodeColumn {
         self.codes.get(row).and_then(|code| self.names.get(*code as usize))
     }
 
-    fn push(&mut self, node: Option<&NodeId>) {
+    pub(crate) fn push(&mut self, node: Option<&NodeId>) {
         let code = node.map_or(NOWHERE, |node| self.code(node));
         self.codes.push(code);
     }
@@ -35,6 +35,11 @@ impl NodeColumn {
             self.names.len() - 1
         });
         u32::try_from(index).unwrap_or(NOWHERE)
+    }
+
+    /// The names that there are, and for each row the place of its own among them.
+    pub(crate) fn parts(&self) -> (&[NodeId], &[u32]) {
+        (&self.names, &self.codes)
     }
 
     fn gather(&self, order: &[usize]) -> Self {
@@ -91,6 +96,13 @@ pub(crate) struct ShardRows {
 impl ShardRows {
     pub(crate) fn len(&self) -> usize {
         self.ts.len()
+    }
+
+    /// Bytes of memory that the rows take.
+    pub(crate) fn bytes(&self) -> usize {
+        let columns: usize = self.values.iter().flatten().map(|column| column.capacity() * size_of::<f64>()).sum();
+        let nodes = self.nodes.as_ref().map_or(0, |nodes| nodes.codes.capacity() * size_of::<u32>());
+        size_of::<Self>() + self.ts.capacity() * size_of::<i64>() + columns + nodes
     }
 
     pub(crate) fn push_run(&mut self, run: &Run<'_>) {
@@ -199,6 +211,11 @@ impl ShardRows {
                 *value *= factor;
             }
         }
+    }
+
+    /// The metrics that have any value.
+    pub(crate) fn metrics(&self) -> Vec<Metric> {
+        Metric::ALL.into_iter().filter(|m| self.values[columns::slot(*m)].is_some()).collect()
     }
 
     /// Smallest distance between two rows in milliseconds.

@@ -6,10 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 
 /// Why a file could not be opened.
 pub(crate) enum OpenFailure {
@@ -17,13 +21,50 @@ pub(crate) enum OpenFailure {
     Parquet(ParquetError),
 }
 
-/// Opens a file and checks that what its footer promises lies inside it.
-pub(crate) fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, OpenFailure> {
-    let file = File::open(path).map_err(OpenFailure::Io)?;
-    let length = file.metadata().map_err(OpenFailure::Io)?.len();
-    let builder = guarded(|| ParquetRecordBatchReaderBuilder::try_new(file)).map_err(OpenFailure::Parquet)?;
-    check(builder.metadata(), length).map_err(OpenFailure::Parquet)?;
-    Ok(builder)
+/// An open Parquet file whose footer was read.
+pub(crate) struct Source {
+    file: File,
+    metadata: ArrowReaderMetadata,
+}
+
+impl Source {
+    /// Opens a file and checks that what its footer promises lies inside it.
+    pub(crate) fn open(path: &Path) -> Result<Self, OpenFailure> {
+        let file = File::open(path).map_err(OpenFailure::Io)?;
+        let length = file.metadata().map_err(OpenFailure::Io)?.len();
+        let options = ArrowReaderOptions::new();
+        let metadata = guarded(|| ArrowReaderMetadata::load(&file, options)).map_err(OpenFailure::Parquet)?;
+        check(metadata.metadata(), length).map_err(OpenFailure::Parquet)?;
+        Ok(Self { file, metadata })
+    }
+
+    /// The columns.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        self.metadata.schema()
+    }
+
+    /// The row groups, in order.
+    pub(crate) fn groups(&self) -> &[RowGroupMetaData] {
+        self.metadata.metadata().row_groups()
+    }
+
+    fn builder(&self) -> Result<ParquetRecordBatchReaderBuilder<File>, ParquetError> {
+        Ok(ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.try_clone()?, self.metadata.clone()))
+    }
+
+    /// The batches of the whole file, all columns.
+    pub(crate) fn batches(&self) -> Result<Batches, ParquetError> {
+        Batches::new(self.builder()?)
+    }
+
+    /// The batches of one row group, of the columns of these names.
+    pub(crate) fn batches_of(&self, group: usize, wanted: &[&str], rows: usize) -> Result<Batches, ParquetError> {
+        let fields = self.schema().fields().iter().enumerate();
+        let roots = fields.filter(|(_, f)| wanted.contains(&f.name().as_str())).map(|(i, _)| i);
+        let mask = ProjectionMask::roots(self.metadata.parquet_schema(), roots);
+        let builder = self.builder()?.with_row_groups(vec![group]).with_projection(mask).with_batch_size(rows);
+        Batches::new(builder)
+    }
 }
 
 fn check(metadata: &ParquetMetaData, length: u64) -> Result<(), ParquetError> {
@@ -56,7 +97,7 @@ pub(crate) struct Batches {
 }
 
 impl Batches {
-    pub(crate) fn new(builder: ParquetRecordBatchReaderBuilder<File>) -> Result<Self, ParquetError> {
+    fn new(builder: ParquetRecordBatchReaderBuilder<File>) -> Result<Self, ParquetError> {
         Ok(Self { reader: guarded(|| builder.build())?, broken: false })
     }
 }

@@ -16,7 +16,7 @@ use parquet::file::properties::WriterProperties;
 use crate::atomic::write_atomically;
 use crate::columns::ts_type;
 use crate::decode::{as_ms, as_numbers, as_text, is_number, is_text};
-use crate::source::{self, Batches, OpenFailure};
+use crate::source::{OpenFailure, Source};
 use crate::write::compression;
 
 /// Why a table could not be read or written.
@@ -374,12 +374,12 @@ impl<T: Copy> Column<'_, T> {
 
 fn read_parquet(path: &Path) -> Result<RecordBatch, TableError> {
     let parquet = |source| TableError::Parquet { path: path.into(), source };
-    let reader = source::open(path).map_err(|failure| match failure {
+    let source = Source::open(path).map_err(|failure| match failure {
         OpenFailure::Io(source) => TableError::Io { doing: "open", path: path.into(), source },
         OpenFailure::Parquet(source) => parquet(source),
     })?;
-    let schema = reader.schema().clone();
-    let batches = Batches::new(reader).map_err(parquet)?.collect::<Result<Vec<_>, _>>().map_err(parquet)?;
+    let schema = source.schema().clone();
+    let batches = source.batches().map_err(parquet)?.collect::<Result<Vec<_>, _>>().map_err(parquet)?;
     arrow::compute::concat_batches(&schema, &batches).map_err(|source| TableError::Arrow { path: path.into(), source })
 }
 

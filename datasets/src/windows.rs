@@ -177,7 +177,7 @@ pub fn evaluation_series(history: &History, protocol: &Protocol) -> (Vec<EvalSer
             continue;
         };
         taken += 1;
-        match lay_windows(history, shard, metric, native, protocol) {
+        match EvalSeries::lay(history, shard, metric, native, protocol) {
             Ok(series) => chosen.push(series),
             Err(why) => leave(why),
         }
@@ -194,37 +194,45 @@ fn target_of(history: &History, shard: &ShardId, target: Target) -> Option<Metri
     wanted.iter().copied().find(|m| has.contains(m))
 }
 
-fn lay_windows(
-    history: &History,
-    shard: &ShardId,
-    metric: Metric,
-    native: Step,
-    protocol: &Protocol,
-) -> Result<EvalSeries, LeftOutReason> {
-    if native > protocol.step {
-        return Err(LeftOutReason::TooCoarse);
+impl EvalSeries {
+    /// One metric of one shard with the windows of a protocol at its end. `native` is the distance of the rows of the
+    /// whole history, which may be more than what is given here.
+    ///
+    /// # Errors
+    /// Why it cannot take part.
+    pub fn lay(
+        history: &History,
+        shard: &ShardId,
+        metric: Metric,
+        native: Step,
+        protocol: &Protocol,
+    ) -> Result<Self, LeftOutReason> {
+        if native > protocol.step {
+            return Err(LeftOutReason::TooCoarse);
+        }
+        let exact = history.exact_grid(shard, metric, protocol.step, native).ok_or(LeftOutReason::TooShort)?;
+        let series = exact.rounded();
+        let covered =
+            protocol.windows.saturating_sub(1).saturating_mul(protocol.stride).saturating_add(protocol.horizon);
+        let first = series.values.len().checked_sub(covered).ok_or(LeftOutReason::TooShort)?;
+        let season = protocol.season_steps();
+        let known = series.window_up_to(first).iter().filter(|v| v.is_finite()).count();
+        if first < LEAST_SEASONS * season || known < season {
+            return Err(LeftOutReason::TooShort);
+        }
+        let (horizon, windows, stride) = (protocol.horizon, protocol.windows, protocol.stride);
+        let laid = EvalSeries {
+            shard: shard.clone(),
+            metric,
+            series,
+            measured: exact.values,
+            first,
+            horizon,
+            windows,
+            stride,
+            events: Arc::default(),
+        };
+        let any = (0..windows).any(|w| laid.actual(w).iter().any(|v| v.is_finite()));
+        if any { Ok(laid) } else { Err(LeftOutReason::NoValueInWindows) }
     }
-    let exact = history.exact_grid(shard, metric, protocol.step, native).ok_or(LeftOutReason::TooShort)?;
-    let series = exact.rounded();
-    let covered = protocol.windows.saturating_sub(1).saturating_mul(protocol.stride).saturating_add(protocol.horizon);
-    let first = series.values.len().checked_sub(covered).ok_or(LeftOutReason::TooShort)?;
-    let season = protocol.season_steps();
-    let known = series.window_up_to(first).iter().filter(|v| v.is_finite()).count();
-    if first < LEAST_SEASONS * season || known < season {
-        return Err(LeftOutReason::TooShort);
-    }
-    let (horizon, windows, stride) = (protocol.horizon, protocol.windows, protocol.stride);
-    let laid = EvalSeries {
-        shard: shard.clone(),
-        metric,
-        series,
-        measured: exact.values,
-        first,
-        horizon,
-        windows,
-        stride,
-        events: Arc::default(),
-    };
-    let any = (0..windows).any(|w| laid.actual(w).iter().any(|v| v.is_finite()));
-    if any { Ok(laid) } else { Err(LeftOutReason::NoValueInWindows) }
 }

@@ -64,23 +64,22 @@ pub struct EventSource<'a> {
     pub season: usize,
 }
 
-/// Mean log factor of one occurrence in one series, by stretch; `NaN` where nothing was known.
-struct Occurrence<'a> {
-    shard: &'a ShardId,
+/// What one event did in one series.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Occurrence {
+    name: String,
+    metric: Metric,
+    shard: ShardId,
+    /// Mean log factor by stretch; `NaN` where nothing was known.
     factors: [f32; BINS],
 }
 
 impl EventEffects {
-    /// Learns from all series what the events that lie in them did. An event that never occurred has no effect.
-    pub fn fit(sources: &[EventSource<'_>]) -> Self {
-        let mut seen: BTreeMap<(String, Metric), Vec<Occurrence<'_>>> = BTreeMap::new();
-        for source in sources {
-            for event in source.events() {
-                if let Some(factors) = source.factors(event) {
-                    let name = (event.name.clone(), source.context.metric);
-                    seen.entry(name).or_default().push(Occurrence { shard: source.context.shard, factors });
-                }
-            }
+    /// Learns from what events did in all series ([`EventSource::occurrences`]). An event that never occurred has no effect.
+    pub fn fit(occurrences: impl IntoIterator<Item = Occurrence>) -> Self {
+        let mut seen: BTreeMap<(String, Metric), Vec<Occurrence>> = BTreeMap::new();
+        for one in occurrences {
+            seen.entry((one.name.clone(), one.metric)).or_default().push(one);
         }
         let mut by_name: BTreeMap<String, BTreeMap<Metric, Effect>> = BTreeMap::new();
         for ((name, metric), occurrences) in seen {
@@ -214,7 +213,7 @@ fn position(event: &LoadEvent, ts: Timestamp) -> f32 {
 }
 
 impl Effect {
-    fn of(occurrences: &[Occurrence<'_>]) -> Self {
+    fn of(occurrences: &[Occurrence]) -> Self {
         let mut profile = [f32::NAN; BINS];
         for (bin, target) in profile.iter_mut().enumerate() {
             let known = occurrences.iter().filter_map(|o| o.factors.get(bin)).filter(|f| f.is_finite());
@@ -225,7 +224,7 @@ impl Effect {
         let power: f32 = profile.iter().map(|p| p * p).sum();
         let mut sums: BTreeMap<&ShardId, (f32, f32)> = BTreeMap::new();
         for occurrence in occurrences {
-            let (along, own_power) = sums.entry(occurrence.shard).or_default();
+            let (along, own_power) = sums.entry(&occurrence.shard).or_default();
             for (p, f) in profile.iter().zip(occurrence.factors).filter(|(_, f)| f.is_finite()) {
                 *along += p * f;
                 *own_power += p * p;
@@ -270,13 +269,13 @@ fn fill(profile: &mut [f32; BINS]) {
 }
 
 /// Deviation of the mean log factor inside the event from what is expected of its series, between occurrences.
-fn scatter(profile: &[f32; BINS], occurrences: &[Occurrence<'_>], own: &BTreeMap<ShardId, f32>) -> f32 {
+fn scatter(profile: &[f32; BINS], occurrences: &[Occurrence], own: &BTreeMap<ShardId, f32>) -> f32 {
     let inside = LEAD..LEAD + INSIDE;
     let typical = inside.clone().filter_map(|bin| profile.get(bin)).sum::<f32>() / INSIDE as f32;
     let expected = PRIOR_SCATTER * typical;
     let (mut n, mut squares) = (2.0f32, 2.0 * expected * expected);
     for occurrence in occurrences {
-        let share = own.get(occurrence.shard).copied().unwrap_or(1.0);
+        let share = own.get(&occurrence.shard).copied().unwrap_or(1.0);
         let differences = inside.clone().filter_map(|bin| {
             let difference = occurrence.factors.get(bin)? - share * profile.get(bin)?;
             difference.is_finite().then_some(difference)
@@ -291,6 +290,15 @@ fn scatter(profile: &[f32; BINS], occurrences: &[Occurrence<'_>], own: &BTreeMap
 }
 
 impl<'a> EventSource<'a> {
+    /// What the events that lie in the series did.
+    pub fn occurrences(&self) -> Vec<Occurrence> {
+        let one = |event: &LoadEvent| {
+            let (name, metric, shard) = (event.name.clone(), self.context.metric, self.context.shard.clone());
+            Some(Occurrence { name, metric, shard, factors: self.factors(event)? })
+        };
+        self.events().filter_map(one).collect()
+    }
+
     fn events(&self) -> impl Iterator<Item = &'a LoadEvent> + use<'a> {
         let shard = self.context.shard;
         self.context.events.into_iter().flat_map(move |events| events.of(shard))
@@ -390,7 +398,7 @@ mod tests {
         let sources: Vec<EventSource<'_>> = [(&a, &twice), (&b, &calm)]
             .map(|(shard, values)| EventSource { context: context(shard, values, &events), season: 24 })
             .to_vec();
-        let effects = EventEffects::fit(&sources);
+        let effects = EventEffects::fit(sources.iter().flat_map(EventSource::occurrences));
         assert!(effects.is_sound() && !effects.is_empty());
         let noon = 31 * 24 + 12;
         for source in &sources {
@@ -418,14 +426,14 @@ mod tests {
         let sales = [8, 15, 23, 31];
         let events = EventCalendar::new(sales.map(sale));
         let (a, same) = (shard("a"), values(DAYS, &sales, 1.0));
-        let effects = EventEffects::fit(&[EventSource { context: context(&a, &same, &events), season: 24 }]);
+        let learned = |values| EventSource { context: context(&a, values, &events), season: 24 }.occurrences();
+        let effects = EventEffects::fit(learned(&same));
         for (now, before) in effects.removed(&context(&a, &same, &events)).iter().zip(&same) {
             assert!((now / before - 1.0).abs() < 0.02, "{now} {before}");
         }
         let unknown = EventCalendar::new([LoadEvent { name: "party".to_owned(), ..sale(12) }]);
         assert!(matches!(effects.removed(&context(&a, &same, &unknown)), Cow::Borrowed(_)));
-        let none = EventEffects::fit(&[EventSource { context: context(&a, &[], &events), season: 24 }]);
-        assert!(none.is_empty());
+        assert!(EventEffects::fit(learned(&[])).is_empty());
     }
 
     #[test]
@@ -433,7 +441,8 @@ mod tests {
         let sales = [8, 15, 23, 31];
         let events = EventCalendar::new(sales.map(sale));
         let (a, all) = (shard("a"), values(DAYS, &sales, 2.0));
-        let known = |values| EventEffects::fit(&[EventSource { context: context(&a, values, &events), season: 24 }]);
+        let known =
+            |values| EventEffects::fit(EventSource { context: context(&a, values, &events), season: 24 }.occurrences());
         assert_ne!(known(&all), known(&all[..20 * 24]));
         let mut corrupt = all.clone();
         corrupt[20 * 24..].fill(1e9);
@@ -447,7 +456,7 @@ mod tests {
         for events in [sales.map(sale).to_vec(), vec![long]].map(EventCalendar::new) {
             for odd in [vec![0.0; DAYS * 24], vec![f32::NAN; DAYS * 24], vec![-5.0; DAYS * 24], vec![1e30; DAYS * 24]] {
                 let context = context(&a, &odd, &events);
-                let effects = EventEffects::fit(&[EventSource { context, season: 24 }]);
+                let effects = EventEffects::fit(EventSource { context, season: 24 }.occurrences());
                 assert!(effects.is_sound());
                 let mut window = vec![1.0; 24 * 3];
                 effects.put_into(&context, &[0.1, 0.5, 0.9], &mut window);

@@ -26,7 +26,7 @@ mod trained;
 mod version;
 mod widths;
 
-pub use event_effects::{EventEffects, EventSource};
+pub use event_effects::{EventEffects, EventSource, Occurrence};
 pub use features::{CALENDAR, FeatureTable, Features, PATCHES, STEP_INPUTS};
 pub use forecaster::{Answer, Context, ForecastSpec, Forecaster, SpecError};
 pub use fused::{

@@ -109,6 +109,12 @@ impl RankTemplates {
         Self::from_ranks(horizon, rows.collect(), limits)
     }
 
+    /// How many series have room within the limits, even with the fewest moments.
+    pub fn most_series(horizon: usize, limits: &TemplateLimits) -> usize {
+        let slots = horizon.div_ceil(Self::coarse_of(horizon)).max(1);
+        (limits.bytes / (slots * FEWEST_TEMPLATES.min(limits.templates).max(1))).max(1)
+    }
+
     /// The ranks of one past forecast, one for each slot of the horizon.
     pub fn ranks_of(horizon: usize, forecast: &QuantileForecast, truth: &[f32]) -> Vec<u8> {
         let coarse = Self::coarse_of(horizon);

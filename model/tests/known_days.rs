@@ -120,7 +120,7 @@ fn events_lower_the_loss_on_their_days() {
                 EventSource { context, season: usize::try_from(DAY_MS / step.as_ms()).unwrap() }
             })
             .collect();
-        let effects = EventEffects::fit(&sources);
+        let effects = EventEffects::fit(sources.iter().flat_map(EventSource::occurrences));
         let (blind, knowing) = (
             forecaster(product, "Europe/Berlin", EventEffects::default()),
             forecaster(product, "Europe/Berlin", effects),

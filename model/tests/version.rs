@@ -58,7 +58,7 @@ fn effects() -> EventEffects {
     };
     let (events, shard, values) = (EventCalendar::new((0..4).map(sale)), shard("a"), series(28, 3));
     let context = Context { events: Some(&events), ..context(&shard, Product::NextHours, &values) };
-    let effects = EventEffects::fit(&[EventSource { context, season: 288 }]);
+    let effects = EventEffects::fit(EventSource { context, season: 288 }.occurrences());
     assert!(!effects.is_empty());
     effects
 }

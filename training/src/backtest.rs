@@ -6,17 +6,23 @@
 //! freshness is little, since the context of a forecast always reaches up to the present.
 
 use foreshard_datasets::{
-    EvalSeries, Event, EventCalendar, History, LeftOut, Protocol, Refit, ScaleBasis, Target, evaluation_series,
+    BoundedHistory, EvalSeries, Event, EventCalendar, HistoryError, LeftOut, LeftOutReason, Protocol, Refit,
+    ScaleBasis, Target,
 };
-use foreshard_domain::{ContenderRole, EvaluationSection, Metric, Step, Timestamp};
-use foreshard_model::{ForecastSpec, MIN_HISTORY_DAYS, SeasonalNaive};
+use foreshard_domain::{ContenderRole, EvaluationSection, FanWindow, Metric, ShardId, Step, Timestamp};
+use foreshard_model::{ForecastSpec, Forecaster as _, MIN_HISTORY_DAYS, SeasonalNaive};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::evaluate::{Entrant, EvaluateError, Evaluation, evaluate, section};
+use crate::evaluate::{Entrant, EvaluateError};
 use crate::gate::Contest;
+use crate::judge::{Bench, Candidate, Judged};
+use crate::scores::ScoreError;
+use crate::{SeriesSource, TrainSeries};
 
 /// Most windows of a series.
 const MOST_WINDOWS: usize = 12;
@@ -47,6 +53,17 @@ impl fmt::Display for SkippedProduct {
     }
 }
 
+/// A series with windows at its end, without its values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LaidSeries {
+    /// Whose.
+    pub shard: ShardId,
+    /// Time of its first value.
+    pub start: Timestamp,
+    /// Time of the first step of its first window.
+    pub first_window: Timestamp,
+}
+
 /// The windows of one metric of one product.
 #[derive(Debug, Clone)]
 pub struct MetricWindows {
@@ -56,12 +73,12 @@ pub struct MetricWindows {
     pub metric: Metric,
     /// How they are scored.
     pub protocol: Protocol,
-    /// The series and their windows; not empty.
-    pub series: Vec<EvalSeries>,
+    /// The series that have windows; not empty.
+    pub series: Vec<LaidSeries>,
 }
 
-/// What a backtest covers.
-#[derive(Debug, Clone, Default)]
+/// What a backtest covers. Values stay in the history and are read series by series.
+#[derive(Debug, Clone)]
 pub struct BacktestPlan {
     /// By product and metric, in this order.
     pub windows: Vec<MetricWindows>,
@@ -69,49 +86,112 @@ pub struct BacktestPlan {
     pub skipped: Vec<SkippedProduct>,
     /// Shards left out: product and metric, shard, why.
     pub left_out: Vec<(String, LeftOut)>,
+    history: BoundedHistory,
+    /// Distance of the rows of the history.
+    native: Option<Step>,
+    events: Arc<EventCalendar>,
 }
 
 impl BacktestPlan {
     /// Sets the windows of each product aside. A product for which the history is too short is skipped and says so.
+    ///
+    /// # Errors
+    /// [`HistoryError`] if the history cannot be read.
     pub fn new<'a>(
-        history: &History,
+        history: &BoundedHistory,
         products: impl IntoIterator<Item = (&'a str, &'a ForecastSpec)>,
         metrics: Option<&[Metric]>,
-    ) -> Self {
-        let known: BTreeSet<Metric> = history.shards().flat_map(|s| history.metrics_of(s)).collect();
+    ) -> Result<Self, HistoryError> {
+        let known: BTreeSet<Metric> = history.shards().flat_map(|(_, metrics)| metrics).collect();
         let metrics: Vec<Metric> =
             known.into_iter().filter(|m| metrics.is_none_or(|wanted| wanted.contains(m))).collect();
-        let mut plan = Self::default();
+        let native = history.native_step();
+        let history = history.clone();
+        let mut plan = Self {
+            windows: Vec::new(),
+            skipped: Vec::new(),
+            left_out: Vec::new(),
+            history,
+            native,
+            events: Arc::default(),
+        };
         for (product, spec) in products {
             let before = plan.windows.len();
-            match window_count(history, spec) {
-                Ok(windows) => metrics.iter().for_each(|m| plan.lay(history, product, spec, *m, windows)),
+            match plan.window_count(spec) {
+                Ok(windows) => {
+                    let protocols = metrics.iter().map(|m| (*m, protocol(product, spec, *m, windows)));
+                    plan.lay(product, &protocols.collect::<Vec<_>>())?;
+                }
                 Err(why) => plan.skip(product, why),
             }
             if plan.windows.len() == before && plan.skipped.last().is_none_or(|s| s.product != product) {
                 plan.skip(product, "no series is long enough, or none has a value of the metrics".to_owned());
             }
         }
-        plan
+        Ok(plan)
     }
 
     /// Tells every series which events are known.
-    pub fn announce(&mut self, events: &Arc<EventCalendar>) {
-        self.windows.iter_mut().flat_map(|w| &mut w.series).for_each(|s| s.events = events.clone());
+    pub fn announce(&mut self, events: Arc<EventCalendar>) {
+        self.events = events;
     }
 
     fn skip(&mut self, product: &str, why: String) {
         self.skipped.push(SkippedProduct { product: product.to_owned(), why });
     }
 
-    fn lay(&mut self, history: &History, product: &str, spec: &ForecastSpec, metric: Metric, windows: usize) {
-        let protocol = protocol(product, spec, metric, windows);
-        let (series, left_out) = evaluation_series(history, &protocol);
-        let place = format!("{product}, {metric}");
-        self.left_out.extend(left_out.into_iter().map(|l| (place.clone(), l)));
-        if !series.is_empty() {
-            self.windows.push(MetricWindows { product: product.to_owned(), metric, protocol, series });
+    /// Lays the windows of each metric of a product; every shard is read once.
+    fn lay(&mut self, product: &str, protocols: &[(Metric, Protocol)]) -> Result<(), HistoryError> {
+        type Laid = Result<LaidSeries, LeftOutReason>;
+        let metrics: Vec<Metric> = protocols.iter().map(|(metric, _)| *metric).collect();
+        let shards: Vec<(&ShardId, Vec<Metric>)> = self.history.shards().collect();
+        let of_shard = |(shard, has): &(&ShardId, Vec<Metric>)| -> Result<Vec<Laid>, HistoryError> {
+            let alone = self.history.shard(shard, &metrics)?;
+            let one = |(metric, protocol): &(Metric, Protocol)| {
+                let native = self.native.unwrap_or(protocol.step);
+                if !has.contains(metric) {
+                    return Err(LeftOutReason::NoTarget);
+                }
+                let laid = EvalSeries::lay(&alone, shard, *metric, native, protocol)?;
+                let (start, first_window) = (laid.series.start, laid.series.time_of(laid.first));
+                Ok(LaidSeries { shard: (*shard).clone(), start, first_window })
+            };
+            Ok(protocols.iter().map(one).collect())
+        };
+        let laid: Vec<Vec<Laid>> = shards.par_iter().map(of_shard).collect::<Result<_, _>>()?;
+        let mut windows = Vec::new();
+        for (i, (metric, protocol)) in protocols.iter().enumerate() {
+            let place = format!("{product}, {metric}");
+            let mut series = Vec::new();
+            for ((shard, _), of_shard) in shards.iter().zip(&laid) {
+                match of_shard.get(i) {
+                    Some(Ok(one)) => series.push(one.clone()),
+                    Some(Err(why)) => {
+                        self.left_out.push((place.clone(), LeftOut { shard: (*shard).clone(), why: *why }));
+                    }
+                    None => {}
+                }
+            }
+            if !series.is_empty() {
+                let (product, protocol) = (product.to_owned(), protocol.clone());
+                windows.push(MetricWindows { product, metric: *metric, protocol, series });
+            }
         }
+        self.windows.extend(windows);
+        Ok(())
+    }
+
+    /// The values and windows of a series.
+    ///
+    /// # Errors
+    /// [`HistoryError`] if the history cannot be read, or is no longer what it was.
+    pub fn read(&self, windows: &MetricWindows, i: usize) -> Result<EvalSeries, HistoryError> {
+        let gone = || HistoryError::Changed { series: i, metric: windows.metric };
+        let shard = &windows.series.get(i).ok_or_else(gone)?.shard;
+        let alone = self.history.shard(shard, &[windows.metric])?;
+        let native = self.native.unwrap_or(windows.protocol.step);
+        let laid = EvalSeries::lay(&alone, shard, windows.metric, native, &windows.protocol).map_err(|_| gone())?;
+        Ok(EvalSeries { events: self.events.clone(), ..laid })
     }
 
     /// Gives a product up for a reason that showed later.
@@ -127,21 +207,69 @@ impl BacktestPlan {
 
     /// The first moment that any window covers: nothing from here on was learned from in full.
     pub fn first_window(&self) -> Option<Timestamp> {
-        self.all_series().map(|s| s.series.time_of(s.first)).min()
+        self.all_series().map(|s| s.first_window).min()
     }
 
     /// The first moment that no series was learned from.
     pub fn trained_until(&self) -> Option<Timestamp> {
-        self.all_series().map(|s| s.series.time_of(s.first)).max()
+        self.all_series().map(|s| s.first_window).max()
     }
 
     /// The first moment of the data.
     pub fn trained_from(&self) -> Option<Timestamp> {
-        self.all_series().map(|s| s.series.start).min()
+        self.all_series().map(|s| s.start).min()
     }
 
-    fn all_series(&self) -> impl Iterator<Item = &EvalSeries> {
+    fn all_series(&self) -> impl Iterator<Item = &LaidSeries> {
         self.windows.iter().flat_map(|w| &w.series)
+    }
+
+    /// The windows of a product, and of them that which holds its series `i`, counted over all metrics.
+    fn place(&self, product: &str, i: usize) -> Option<(&MetricWindows, usize)> {
+        let mut before = 0;
+        for windows in self.windows.iter().filter(|w| w.product == product) {
+            if i - before < windows.series.len() {
+                return Some((windows, i - before));
+            }
+            before += windows.series.len();
+        }
+        None
+    }
+
+    /// How many windows the history can spare, or why it has none to spare.
+    fn window_count(&self, spec: &ForecastSpec) -> Result<usize, String> {
+        let (horizon, season) = (spec.horizon.max(1), spec.season_steps.max(1));
+        // The last row covers the time up to the next one.
+        let last = self.native.map_or(0, Step::as_ms);
+        let span = self.history.span().map_or(0, |(from, to)| to.since_ms(from).saturating_add(last));
+        let steps = usize::try_from(spec.step.count_in(span)).unwrap_or(0);
+        // Context of the first origin, then targets to learn from and as many again to choose among.
+        let before = (MIN_HISTORY_DAYS * season + 2 * horizon) * VALIDATION / (VALIDATION - 1);
+        let spare = (steps / SHARE).min(steps.saturating_sub(before)) / horizon;
+        let windows = spare.min(MOST_WINDOWS).min((MOST_SEASONS * season / horizon).max(LEAST_WINDOWS));
+        if windows >= LEAST_WINDOWS {
+            return Ok(windows);
+        }
+        let days = |steps: usize| steps as f64 * spec.step.as_minutes() / 1440.0;
+        let needed = (before + LEAST_WINDOWS * horizon).max(LEAST_WINDOWS * horizon * SHARE);
+        Err(format!("it needs {:.1} days of history, there are {:.1}", days(needed), days(steps)))
+    }
+}
+
+/// What may be learned from: every series up to its first window, in the order of the windows.
+impl SeriesSource for BacktestPlan {
+    fn products(&self) -> Vec<&str> {
+        BacktestPlan::products(self).into_iter().collect()
+    }
+
+    fn count(&self, product: &str) -> usize {
+        self.windows.iter().filter(|w| w.product == product).map(|w| w.series.len()).sum()
+    }
+
+    fn get(&self, product: &str, i: usize) -> Result<Option<Cow<'_, TrainSeries>>, HistoryError> {
+        let Some((windows, i)) = self.place(product, i) else { return Ok(None) };
+        let EvalSeries { shard, metric, series, first, events, .. } = self.read(windows, i)?;
+        Ok(Some(Cow::Owned(TrainSeries { shard, metric, series, usable: first, events })))
     }
 }
 
@@ -164,43 +292,26 @@ fn protocol(product: &str, spec: &ForecastSpec, metric: Metric, windows: usize) 
     }
 }
 
-/// How many windows the history can spare, or why it has none to spare.
-fn window_count(history: &History, spec: &ForecastSpec) -> Result<usize, String> {
-    let (horizon, season) = (spec.horizon.max(1), spec.season_steps.max(1));
-    // The last row covers the time up to the next one.
-    let last = history.native_step().map_or(0, Step::as_ms);
-    let span = history.span().map_or(0, |(from, to)| to.since_ms(from).saturating_add(last));
-    let steps = usize::try_from(spec.step.count_in(span)).unwrap_or(0);
-    // Context of the first origin, then targets to learn from and as many again to choose among.
-    let before = (MIN_HISTORY_DAYS * season + 2 * horizon) * VALIDATION / (VALIDATION - 1);
-    let spare = (steps / SHARE).min(steps.saturating_sub(before)) / horizon;
-    let windows = spare.min(MOST_WINDOWS).min((MOST_SEASONS * season / horizon).max(LEAST_WINDOWS));
-    if windows >= LEAST_WINDOWS {
-        return Ok(windows);
-    }
-    let days = |steps: usize| steps as f64 * spec.step.as_minutes() / 1440.0;
-    let needed = (before + LEAST_WINDOWS * horizon).max(LEAST_WINDOWS * horizon * SHARE);
-    Err(format!("it needs {:.1} days of history, there are {:.1}", days(needed), days(steps)))
-}
-
 /// Figures of everybody on the windows of one metric of one product.
 #[derive(Debug, Clone)]
 pub struct MetricBacktest<'a> {
     /// The windows.
     pub windows: &'a MetricWindows,
     /// The version that wants to serve.
-    pub challenger: Evaluation,
+    pub challenger: Judged,
     /// The version that serves, where it offers this product.
-    pub champion: Option<Evaluation>,
+    pub champion: Option<Judged>,
     /// Seasonal naive.
-    pub naive: Evaluation,
+    pub naive: Judged,
+    /// Windows of the challenger that are drawn.
+    pub fans: Vec<FanWindow>,
 }
 
 /// Lets challenger, champion and seasonal naive answer in all windows of the plan. A product that the challenger does not
 /// offer is left out.
 ///
 /// # Errors
-/// [`EvaluateError`] if somebody's forecasts cannot be scored.
+/// [`EvaluateError`] if somebody's forecasts cannot be scored, or the history cannot be read.
 pub fn run_backtest<'a>(
     plan: &'a BacktestPlan,
     challenger: &dyn Fn(&str) -> Option<Entrant<'a>>,
@@ -208,22 +319,36 @@ pub fn run_backtest<'a>(
 ) -> Result<Vec<MetricBacktest<'a>>, EvaluateError> {
     let mut done = Vec::with_capacity(plan.windows.len());
     for windows in &plan.windows {
-        let MetricWindows { product, protocol, series, .. } = windows;
-        let Some(entrant) = challenger(product) else { continue };
-        let naive = SeasonalNaive::new(entrant.forecaster.spec().clone());
+        let Some(challenger) = challenger(&windows.product) else { continue };
         // A champion of other steps or horizon does not offer this product as it is wanted now.
-        let spec = entrant.forecaster.spec();
+        let spec = challenger.forecaster.spec();
         let same =
             |e: &Entrant<'_>| e.forecaster.spec().step == spec.step && e.forecaster.spec().horizon == spec.horizon;
-        let champion = champion(product).filter(same);
-        done.push(MetricBacktest {
-            windows,
-            challenger: entrant.evaluate(series, protocol)?,
-            champion: champion.map(|c| c.evaluate(series, protocol)).transpose()?,
-            naive: evaluate(&naive, None, series, protocol)?,
-        });
+        done.push(backtest_of(plan, windows, &challenger, champion(&windows.product).filter(same).as_ref())?);
     }
     Ok(done)
+}
+
+fn backtest_of<'a>(
+    plan: &BacktestPlan,
+    windows: &'a MetricWindows,
+    challenger: &Entrant<'_>,
+    champion: Option<&Entrant<'_>>,
+) -> Result<MetricBacktest<'a>, EvaluateError> {
+    let naive = SeasonalNaive::new(challenger.forecaster.spec().clone());
+    let probabilities: Vec<_> = [challenger].into_iter().chain(champion).map(Entrant::probability).collect();
+    let entrants = [challenger].into_iter().chain(champion).zip(&probabilities);
+    let mut candidates: Vec<Candidate<'_>> =
+        entrants.map(|(e, p_any)| Candidate { name: &e.name, forecaster: e.forecaster, p_any: Some(p_any) }).collect();
+    candidates.push(Candidate { name: naive.name(), forecaster: &naive, p_any: None });
+    let read = |i| plan.read(windows, i);
+    let bench = Bench { count: windows.series.len(), read: &read, protocol: &windows.protocol };
+    let mut judged = bench.judge(&candidates)?.into_iter();
+    let mut next = || judged.next().ok_or(EvaluateError::Score(ScoreError::NoSeries));
+    let own = next()?;
+    let champion = champion.map(|_| next()).transpose()?;
+    let fans = bench.fans(challenger, &own)?;
+    Ok(MetricBacktest { windows, challenger: own, champion, naive: next()?, fans })
 }
 
 impl MetricBacktest<'_> {
@@ -240,18 +365,24 @@ impl MetricBacktest<'_> {
 
     /// The part of the report on these windows.
     pub fn section(&self) -> EvaluationSection {
-        let MetricWindows { product, metric, protocol, series } = self.windows;
-        let mut all = vec![(ContenderRole::Subject, &self.challenger)];
-        all.extend(self.champion.as_ref().map(|c| (ContenderRole::Champion, c)));
-        all.push((ContenderRole::SeasonalNaive, &self.naive));
-        section(&format!("{product}, {metric}"), series, protocol, &all)
+        let mut contenders = vec![self.challenger.contender(ContenderRole::Subject)];
+        contenders.extend(self.champion.as_ref().map(|c| c.contender(ContenderRole::Champion)));
+        contenders.push(self.naive.contender(ContenderRole::SeasonalNaive));
+        EvaluationSection {
+            name: format!("{}, {}", self.windows.product, self.windows.metric),
+            step: self.windows.protocol.step,
+            contenders,
+            fans: self.fans.clone(),
+            node_risk: None,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use foreshard_domain::{Observation, Product, ShardId};
+    use foreshard_datasets::History;
+    use foreshard_domain::{Observation, Product};
 
     /// Two shards with a daily rhythm on five-minute steps; the second one starts later.
     fn history(days: i64) -> History {
@@ -270,7 +401,7 @@ mod tests {
 
     fn plan(days: i64) -> BacktestPlan {
         let (hours, day) = (ForecastSpec::of_product(Product::NextHours), ForecastSpec::of_product(Product::NextDay));
-        BacktestPlan::new(&history(days), [("next_hours", &hours), ("next_day", &day)], None)
+        BacktestPlan::new(&history(days).into(), [("next_hours", &hours), ("next_day", &day)], None).unwrap()
     }
 
     #[test]
@@ -280,8 +411,12 @@ mod tests {
         assert!(plan.skipped.is_empty());
         let counts: Vec<usize> = plan.windows.iter().map(|w| w.protocol.windows).collect();
         assert_eq!(counts, [12, 12, 7, 7]);
-        for s in plan.windows.iter().flat_map(|w| &w.series) {
-            assert_eq!(s.origin(s.windows - 1) + s.horizon, s.series.values.len());
+        for windows in &plan.windows {
+            for (i, laid) in windows.series.iter().enumerate() {
+                let s = plan.read(windows, i).unwrap();
+                assert_eq!(s.origin(s.windows - 1) + s.horizon, s.series.values.len());
+                assert_eq!((laid.start, laid.first_window), (s.series.start, s.series.time_of(s.first)));
+            }
         }
         let of_b = plan.left_out.iter().filter(|(_, l)| l.shard.as_str() == "b").count();
         assert_eq!(of_b, 2, "shard b has no transactions: {:?}", plan.left_out);
@@ -304,7 +439,7 @@ mod tests {
     #[test]
     fn nothing_measured_is_nothing_to_train() {
         let spec = ForecastSpec::of_product(Product::NextHours);
-        let plan = BacktestPlan::new(&history(20), [("next_hours", &spec)], Some(&[Metric::IoOps]));
+        let plan = BacktestPlan::new(&history(20).into(), [("next_hours", &spec)], Some(&[Metric::IoOps])).unwrap();
         assert!(plan.windows.is_empty());
         assert!(plan.skipped[0].why.contains("none has a value"), "{:?}", plan.skipped);
     }

@@ -1,6 +1,6 @@
 //! What a version says of itself: the data of its report, and its card.
 
-use foreshard_datasets::{History, LeftOutReason};
+use foreshard_datasets::{BoundedHistory, LeftOutReason};
 use foreshard_domain::{ContenderRole, EvaluationReport, Fact, GateVerdict, ModelVersion};
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ const MOST_NAMED: usize = 20;
 /// What is told about how a version was trained.
 pub(crate) struct Told<'a> {
     pub(crate) id: &'a ModelVersion,
-    pub(crate) history: &'a History,
+    pub(crate) history: &'a BoundedHistory,
     pub(crate) plan: &'a BacktestPlan,
     pub(crate) params: &'a TrainParams,
     pub(crate) fitted: &'a FittedModel,

@@ -10,9 +10,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use foreshard_datasets::HistoryError;
 use foreshard_model::Features;
 
-use crate::fit::{AdamW, Average, TrainSeries, TrainSpec};
+use crate::fit::{AdamW, Average, SeriesSource, TrainSpec};
 
 /// Name of the file within the folder of the policy.
 const FILE: &str = "checkpoint.safetensors";
@@ -97,7 +98,7 @@ pub(crate) struct CheckpointFile {
 }
 
 /// SHA-256 of everything that decides the outcome of a fit: series, settings, start; not the number of threads.
-pub(crate) fn fingerprint(series: &BTreeMap<String, Vec<TrainSeries>>, spec: &TrainSpec) -> String {
+pub(crate) fn fingerprint(series: &dyn SeriesSource, spec: &TrainSpec) -> Result<String, HistoryError> {
     let p = spec.params();
     let mut hash = Sha256::new();
     let settings = format!(
@@ -125,9 +126,11 @@ pub(crate) fn fingerprint(series: &BTreeMap<String, Vec<TrainSeries>>, spec: &Tr
         let shipped = p.members.iter().filter_map(|member| member.start(&features));
         shipped.for_each(|weights| weights.values.iter().for_each(|w| hash.update(w.to_bits().to_le_bytes())));
     }
-    for (product, own) in series {
-        hash.update(format!("{product} {}", own.len()));
-        for one in own {
+    for product in series.products() {
+        let count = series.count(product);
+        hash.update(format!("{product} {count}"));
+        for i in 0..count {
+            let Some(one) = series.get(product, i)? else { continue };
             let values = one.series.window_up_to(one.usable);
             let step = one.series.step.as_ms();
             hash.update(format!("{} {} {} {step} {}", one.shard, one.metric, one.series.start, values.len()));
@@ -135,7 +138,7 @@ pub(crate) fn fingerprint(series: &BTreeMap<String, Vec<TrainSeries>>, spec: &Tr
             one.events.of(&one.shard).for_each(|event| hash.update(format!("{event:?}")));
         }
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 impl CheckpointFile {

@@ -1,21 +1,24 @@
 //! Rolling-origin evaluation: a forecaster answers at the origin of every window, knowing what came before and nothing else.
 
-use foreshard_datasets::{EvalSeries, Event, ForecastRow, Protocol};
+use foreshard_datasets::{EvalSeries, Event, ForecastRow, HistoryError, Protocol};
 use foreshard_domain::{
     Contender, ContenderRole, EvaluationSection, FanWindow, QuantileForecast, QuantileLevels, RiskCalibrations, Scores,
     ShardId,
 };
 use foreshard_model::{Answer, Context, ForecastSpec, Forecaster, RankTemplates, Version, any_step};
-use rayon::prelude::*;
 
+use crate::each::each;
 use crate::scores::{ScoreError, ScoredSeries, SeriesScores, score};
 
 /// The probability that any step of the window is over a limit, given context, forecast and limit.
 pub type EventProbability<'a> = &'a (dyn Fn(&Context<'_>, &QuantileForecast, f64) -> f64 + Sync);
 
 /// Why a forecaster could not be evaluated.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
+    /// A series could not be read again.
+    #[error("cannot read the history while evaluating")]
+    History(#[from] HistoryError),
     /// The forecaster does not forecast what the protocol demands.
     #[error("{name} forecasts {got} and cannot be evaluated under protocol {protocol}, which demands {wanted}")]
     Unfit {
@@ -63,9 +66,9 @@ pub struct Evaluation {
 }
 
 /// Answers of one series.
-struct Answered {
-    answers: Vec<Answer>,
-    p_any: Option<Vec<f64>>,
+pub(crate) struct Answered {
+    pub(crate) answers: Vec<Answer>,
+    pub(crate) p_any: Option<Vec<f64>>,
 }
 
 /// Lets a forecaster answer in every window of every series, series in parallel, and scores the answers.
@@ -82,8 +85,8 @@ pub fn evaluate(
     protocol: &Protocol,
 ) -> Result<Evaluation, EvaluateError> {
     check_fit(forecaster, protocol)?;
-    let answered: Vec<Answered> =
-        series.par_iter().map(|s| answer(forecaster, p_any, s, protocol)).collect::<Result<_, _>>()?;
+    let one = |i: usize| series.get(i).map(|s| answer(forecaster, p_any, s, protocol)).transpose();
+    let answered: Vec<Answered> = each(series.len(), one)?.into_iter().flatten().collect();
     let rows = series.iter().zip(&answered).flat_map(|(s, a)| rows(s, a, forecaster.name())).collect();
     let of = |a: &Answered| a.answers.iter().map(|a| a.forecast.clone()).collect();
     let forecasts: Vec<Vec<QuantileForecast>> = answered.iter().map(of).collect();
@@ -98,7 +101,7 @@ pub fn evaluate(
     Ok(Evaluation { name: forecaster.name().to_owned(), levels, rows, scores, by_series, forecasts })
 }
 
-fn check_fit(forecaster: &dyn Forecaster, protocol: &Protocol) -> Result<(), EvaluateError> {
+pub(crate) fn check_fit(forecaster: &dyn Forecaster, protocol: &Protocol) -> Result<(), EvaluateError> {
     let spec = forecaster.spec();
     if spec.step == protocol.step && spec.horizon == protocol.horizon {
         return Ok(());
@@ -124,7 +127,7 @@ pub(crate) fn context(series: &EvalSeries, window: usize) -> Context<'_> {
     }
 }
 
-fn answer(
+pub(crate) fn answer(
     forecaster: &dyn Forecaster,
     p_any: Option<EventProbability<'_>>,
     series: &EvalSeries,
@@ -216,10 +219,16 @@ impl<'a> Entrant<'a> {
     /// # Errors
     /// [`EvaluateError`], as [`evaluate`].
     pub fn evaluate(&self, series: &[EvalSeries], protocol: &Protocol) -> Result<Evaluation, EvaluateError> {
-        let p_any = |context: &Context<'_>, forecast: &QuantileForecast, limit: f64| {
-            self.risk.series.apply(any_step(self.templates, context.shard, context.metric, forecast, limit))
-        };
+        let p_any = self.probability();
         evaluate(&Named { name: &self.name, inner: self.forecaster }, Some(&p_any), series, protocol)
+    }
+
+    /// The event's probability from the templates.
+    pub(crate) fn probability(&self) -> impl Fn(&Context<'_>, &QuantileForecast, f64) -> f64 + Sync + use<'a> {
+        let (templates, calibration) = (self.templates, self.risk.series);
+        move |context, forecast, limit| {
+            calibration.apply(any_step(templates, context.shard, context.metric, forecast, limit))
+        }
     }
 }
 
@@ -245,14 +254,28 @@ pub fn section(
     }
 }
 
-/// The best, the median and the worst window, and one of the series that weighs most in the loss.
 fn fans(series: &[EvalSeries], evaluation: &Evaluation) -> Vec<FanWindow> {
+    let drawn = picks(&evaluation.by_series).into_iter();
+    drawn.filter_map(|p| fan(&p, series.get(p.series)?, evaluation.forecasts.get(p.series)?)).collect()
+}
+
+/// A window that is drawn.
+pub(crate) struct Pick {
+    caption: &'static str,
+    wql: f64,
+    /// Place of its series.
+    pub(crate) series: usize,
+    window: usize,
+}
+
+/// The best, the median and the worst window, and one of the series that weighs most in the loss.
+pub(crate) fn picks(by_series: &[SeriesScores]) -> Vec<Pick> {
     let windows = |(i, s): (usize, &SeriesScores)| {
         s.wql_by_window.iter().enumerate().filter_map(move |(w, wql)| wql.map(|wql| (wql, i, w))).collect::<Vec<_>>()
     };
-    let mut ranked: Vec<(f64, usize, usize)> = evaluation.by_series.iter().enumerate().flat_map(windows).collect();
+    let mut ranked: Vec<(f64, usize, usize)> = by_series.iter().enumerate().flat_map(windows).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    let heaviest = evaluation.by_series.iter().enumerate().max_by(|a, b| a.1.share_of_wql.total_cmp(&b.1.share_of_wql));
+    let heaviest = by_series.iter().enumerate().max_by(|a, b| a.1.share_of_wql.total_cmp(&b.1.share_of_wql));
     let of_heaviest: Vec<_> = ranked.iter().filter(|(_, i, _)| Some(*i) == heaviest.map(|(i, _)| i)).collect();
     let picks = [
         ("Best window", ranked.first()),
@@ -260,34 +283,29 @@ fn fans(series: &[EvalSeries], evaluation: &Evaluation) -> Vec<FanWindow> {
         ("Worst window", ranked.last()),
         ("Median window of the series with most of the loss", of_heaviest.get(of_heaviest.len() / 2).copied()),
     ];
-    let drawn = picks.into_iter().filter_map(|(caption, pick)| pick.map(|(wql, i, w)| (caption, *wql, *i, *w)));
-    drawn
-        .filter_map(|(caption, wql, i, w)| fan(caption, wql, series.get(i)?, evaluation.forecasts.get(i)?, w))
-        .collect()
+    let pick = |(caption, place): (&'static str, Option<&(f64, usize, usize)>)| {
+        place.map(|(wql, series, window)| Pick { caption, wql: *wql, series: *series, window: *window })
+    };
+    picks.into_iter().filter_map(pick).collect()
 }
 
 /// How many windows' worth of the past a fan chart shows.
 const PAST_WINDOWS: usize = 2;
 
-fn fan(
-    caption: &str,
-    wql: f64,
-    series: &EvalSeries,
-    forecasts: &[QuantileForecast],
-    window: usize,
-) -> Option<FanWindow> {
+/// The chart of a pick, from its series and the forecasts of all its windows.
+pub(crate) fn fan(pick: &Pick, series: &EvalSeries, forecasts: &[QuantileForecast]) -> Option<FanWindow> {
     let shown = |values: &[f32]| values.iter().map(|v| v.is_finite().then_some(*v)).collect::<Vec<_>>();
-    let known = series.known(window);
+    let known = series.known(pick.window);
     let past = known.len().saturating_sub(PAST_WINDOWS * series.horizon);
     Some(FanWindow {
-        caption: caption.to_owned(),
+        caption: pick.caption.to_owned(),
         shard: series.shard.clone(),
         metric: series.metric,
-        issued_at: series.issued_at(window),
+        issued_at: series.issued_at(pick.window),
         step: series.series.step,
         history: shown(known.get(past..)?),
-        actual: shown(series.actual(window)),
-        forecast: forecasts.get(window)?.clone(),
-        wql: Some(wql),
+        actual: shown(series.actual(pick.window)),
+        forecast: forecasts.get(pick.window)?.clone(),
+        wql: Some(pick.wql),
     })
 }

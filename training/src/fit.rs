@@ -6,9 +6,11 @@ mod member;
 mod optimiser;
 mod risk;
 mod sampling;
+mod source;
 mod spec;
 
 pub use optimiser::{AdamW, Average, learning_rate};
+pub use source::SeriesSource;
 pub use spec::{
     CheckpointPolicy, FitControl, FitProgress, MemberSpec, ProductSpec, TrainErrors, TrainParams, TrainProblem,
     TrainSeries, TrainSpec,
@@ -17,6 +19,7 @@ pub use spec::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use foreshard_datasets::HistoryError;
 use foreshard_domain::{Metric, QuantileForecast, RiskCalibrations, ShardId};
 use foreshard_model::{
     Context, Features, Forecaster, Lanes, LanesError, NetworkError, RankTemplates, Trained, TrainedParts,
@@ -24,6 +27,7 @@ use foreshard_model::{
 };
 
 use crate::checkpoint::{CheckpointError, CheckpointFile, Progress, fingerprint};
+use after::PastForecasts;
 use member::{Done, MemberRun, Until, members_of};
 use sampling::{Known, Part, Samples};
 
@@ -89,6 +93,9 @@ pub enum TrainError {
     /// Threads could not be started.
     #[error("cannot start the threads of the training")]
     Lanes(#[from] LanesError),
+    /// A series could not be read again.
+    #[error("cannot read the history while training")]
+    History(#[from] HistoryError),
     /// The checkpoint could not be written, read or continued.
     #[error("cannot use the checkpoint")]
     Checkpoint(#[from] CheckpointError),
@@ -155,7 +162,7 @@ impl FittedModel {
     }
 }
 
-/// Fits every product on its series: networks with early stop on a time cut, width factors and rank templates from what
+/// Fits every product on its series (a map of them, or any other [`SeriesSource`]): networks with early stop on a time cut, width factors and rank templates from what
 /// lies behind the cut, then the same networks once more on everything.
 ///
 /// Equal series, spec and machine give equal bits at any number of threads, also when the fit was interrupted and resumed
@@ -164,22 +171,25 @@ impl FittedModel {
 /// # Errors
 /// [`TrainError`]; with a checkpoint policy, what was reached is on disk when the caller asked to stop.
 pub fn fit(
-    series: &BTreeMap<String, Vec<TrainSeries>>,
+    series: &dyn SeriesSource,
     spec: &TrainSpec,
     control: &mut FitControl<'_>,
 ) -> Result<FittedModel, TrainError> {
     let lanes = Arc::new(Lanes::new(spec.params().threads)?);
     let policy = control.checkpoint.as_ref();
-    let file = policy.map(|policy| CheckpointFile::new(&policy.dir, fingerprint(series, spec)));
+    let file = policy
+        .map(|policy| -> Result<_, HistoryError> { Ok(CheckpointFile::new(&policy.dir, fingerprint(series, spec)?)) });
+    let file = file.transpose()?;
     let mut progress = match &file {
         Some(file) => file.read()?.unwrap_or_default(),
         None => Progress::default(),
     };
     let mut products = BTreeMap::new();
     for product in &spec.params().products {
-        let own = series.get(&product.name).filter(|own| !own.is_empty());
-        let own = own.ok_or_else(|| TrainError::NoSeries { product: product.name.clone() })?;
-        let fitted = fit_product(product, own, spec, control, &lanes, (&file, &mut progress))?;
+        if series.count(&product.name) == 0 {
+            return Err(TrainError::NoSeries { product: product.name.clone() });
+        }
+        let fitted = fit_product(product, series, spec, control, &lanes, (&file, &mut progress))?;
         products.insert(product.name.clone(), fitted);
     }
     if let Some(file) = file {
@@ -190,7 +200,7 @@ pub fn fit(
 
 fn fit_product(
     product: &ProductSpec,
-    series: &[TrainSeries],
+    series: &dyn SeriesSource,
     spec: &TrainSpec,
     control: &mut FitControl<'_>,
     lanes: &Arc<Lanes>,
@@ -198,7 +208,7 @@ fn fit_product(
 ) -> Result<FittedProduct, TrainError> {
     let network = |source| TrainError::Network { product: product.name.clone(), source };
     let features = Features::new(&product.forecast);
-    let known = Known::of(product, series)?;
+    let known = Known::of(product, series, lanes)?;
     let samples = Samples::draw(product, series, spec, &known, Part::BeforeCut, lanes)?;
     let networks = members_of(spec.params(), &features);
     let all: Vec<(MemberSpec, Until)> = networks.into_iter().map(|member| (member, Until::Best)).collect();
@@ -213,17 +223,17 @@ fn fit_product(
         risk: RiskCalibrations::default(),
     };
     let plain = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
-    let past = after::past_forecasts(&plain, &samples).map_err(network)?;
-    let widths = spec.params().calibrate.then(|| after::widths(&past, product.forecast.horizon));
+    let past = PastForecasts::new(&plain, &samples, lanes)?;
+    let widths = if spec.params().calibrate { Some(past.widths()?) } else { None };
     let parts = TrainedParts { widths, ..parts };
     let mut trained = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
     // Widths and ranks come from the networks that had not seen the held-back end: those that have look too sure of it.
-    let seen = after::seen(&trained, &past, &samples);
-    let templates = after::templates(&seen, features.horizon);
-    let parts = TrainedParts { risk: risk::calibrations(&seen, &templates, &features, spec.params().seed), ..parts };
+    let templates = past.templates(&trained)?;
+    let risk =
+        risk::calibrations(&past.answered(&trained, risk::MOST_SERIES)?, &templates, &features, spec.params().seed);
+    let parts = TrainedParts { risk, ..parts };
     trained = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
     let count = samples.series().len();
-    drop(seen);
     drop(past);
     drop(samples);
     if spec.params().refit {
@@ -242,7 +252,7 @@ fn fit_product(
 /// Trains every network of a product, each as far as it is told.
 fn fit_members(
     product: &ProductSpec,
-    samples: &Samples,
+    samples: &Samples<'_>,
     spec: &TrainSpec,
     all: &[(MemberSpec, Until)],
     control: &mut FitControl<'_>,

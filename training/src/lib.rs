@@ -5,9 +5,11 @@ mod backtest;
 mod card;
 mod checkpoint;
 mod cost;
+mod each;
 mod evaluate;
 mod fit;
 mod gate;
+mod judge;
 mod labels;
 mod node_risk;
 mod numbered;
@@ -16,7 +18,7 @@ mod registry;
 mod scores;
 mod statistics;
 
-pub use backtest::{BacktestPlan, MetricBacktest, MetricWindows, SkippedProduct, run_backtest};
+pub use backtest::{BacktestPlan, LaidSeries, MetricBacktest, MetricWindows, SkippedProduct, run_backtest};
 pub use checkpoint::CheckpointError;
 pub use cost::{
     CostEvidence, CostFitError, CostRegistry, CostRegistryError, CostVerdict, PRIOR_WEIGHT, fit_cost_model,
@@ -25,12 +27,13 @@ pub use cost::{
 pub use evaluate::{Entrant, EvaluateError, Evaluation, EventProbability, evaluate, section};
 pub use fit::{
     AdamW, Average, CheckpointPolicy, FitControl, FitProgress, FittedModel, FittedProduct, MemberSpec, ProductSpec,
-    TrainError, TrainErrors, TrainParams, TrainProblem, TrainSeries, TrainSpec, fit, learning_rate,
+    SeriesSource, TrainError, TrainErrors, TrainParams, TrainProblem, TrainSeries, TrainSpec, fit, learning_rate,
 };
 pub use gate::{Contest, GateLimits, gate};
+pub use judge::Judged;
 pub use labels::Labels;
 pub use node_risk::{NodeRiskSpec, node_risk};
 pub use numbered::{FileError, Reservation};
-pub use pipeline::{PipelineError, TrainOptions, TrainReport, train_version};
+pub use pipeline::{PipelineError, TrainOptions, TrainReport, train_version, train_version_of};
 pub use registry::{Registry, RegistryError, VersionEntry};
 pub use scores::{ScoreError, ScoredSeries, SeriesScores, score};

@@ -1,10 +1,10 @@
 //! One turn of learning: set windows aside, fit, backtest, gate, write the version, label it.
 
-use foreshard_datasets::{EventCalendar, History};
+use foreshard_datasets::{BoundedHistory, EventCalendar, History, HistoryError};
 use foreshard_domain::{EvaluationReport, GateVerdict, Metric, ModelVersion};
 use foreshard_model::{Context, Forecaster, Version, VersionError, VersionParts, write_version};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::gate::{Contest, GateLimits, gate};
 use crate::labels::Labels;
 use crate::numbered::Reservation;
 use crate::registry::{Registry, RegistryError};
-use crate::{FitControl, FittedModel, ProductSpec, TrainError, TrainErrors, TrainParams, TrainSeries, TrainSpec, fit};
+use crate::{FitControl, FittedModel, ProductSpec, TrainError, TrainErrors, TrainParams, TrainSpec, fit};
 
 /// What is decided by the caller of [`train_version`].
 pub struct TrainOptions<'a> {
@@ -55,6 +55,9 @@ pub enum PipelineError {
         /// Each product and why.
         skipped: Vec<SkippedProduct>,
     },
+    /// The history could not be read.
+    #[error("cannot read the history")]
+    History(#[from] HistoryError),
     /// Fitting failed.
     #[error("the model could not be fitted")]
     Fit(#[from] TrainError),
@@ -101,12 +104,28 @@ pub fn train_version(
     options: &TrainOptions<'_>,
     control: &mut FitControl<'_>,
 ) -> Result<TrainReport, PipelineError> {
+    train_version_of(&history.clone().into(), spec, registry, model, options, control)
+}
+
+/// As [`train_version`], on a history that need not fit into memory: values are read series by series, as often as they are
+/// needed. The version is the same to the bit.
+///
+/// # Errors
+/// [`PipelineError`]; nothing is published then.
+pub fn train_version_of(
+    history: &BoundedHistory,
+    spec: &TrainSpec,
+    registry: &Registry,
+    model: &str,
+    options: &TrainOptions<'_>,
+    control: &mut FitControl<'_>,
+) -> Result<TrainReport, PipelineError> {
     // Labels that cannot be read are told before hours of fitting, not after.
     let champion_before = registry.labels(model)?.champion;
     let params = spec.params();
     let products = params.products.iter().map(|p| (p.name.as_str(), &p.forecast));
-    let mut plan = BacktestPlan::new(history, products, params.metrics.as_deref());
-    plan.announce(&options.events);
+    let mut plan = BacktestPlan::new(history, products, params.metrics.as_deref())?;
+    plan.announce(options.events.clone());
     let fitted = fit_what_can_be(&mut plan, spec, control)?;
     let reservation = registry.reserve(model)?;
     let id = ModelVersion { model: model.to_owned(), number: reservation.number() };
@@ -166,7 +185,7 @@ fn fit_what_can_be(
             return Err(PipelineError::TooShort { skipped: plan.skipped.clone() });
         }
         let reduced = TrainParams { products, ..spec.params().clone() }.check()?;
-        match fit(&train_series(plan), &reduced, control) {
+        match fit(plan, &reduced, control) {
             Ok(fitted) => return Ok(fitted),
             Err(error @ (TrainError::TooLittleHistory { .. } | TrainError::NoSeries { .. })) => {
                 let (TrainError::TooLittleHistory { product, .. } | TrainError::NoSeries { product }) = &error else {
@@ -177,22 +196,6 @@ fn fit_what_can_be(
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// The series of each product up to their first window.
-fn train_series(plan: &BacktestPlan) -> BTreeMap<String, Vec<TrainSeries>> {
-    let mut all: BTreeMap<String, Vec<TrainSeries>> = BTreeMap::new();
-    for windows in &plan.windows {
-        let series = windows.series.iter().map(|s| TrainSeries {
-            shard: s.shard.clone(),
-            metric: s.metric,
-            series: s.series.clone(),
-            usable: s.first,
-            events: s.events.clone(),
-        });
-        all.entry(windows.product.clone()).or_default().extend(series);
-    }
-    all
 }
 
 fn backtest<'a>(
@@ -253,8 +256,8 @@ fn write_checked(
     write_version(&reservation.content(), parts).map_err(version)?;
     let written = Version::load(&reservation.content()).map_err(version)?;
     for windows in &plan.windows {
-        let contexts: Vec<Context<'_>> =
-            windows.series.iter().take(1).map(|s| crate::evaluate::context(s, 0)).collect();
+        let series = plan.read(windows, 0)?;
+        let contexts: [Context<'_>; 1] = [crate::evaluate::context(&series, 0)];
         let judged = fitted.forecaster(&windows.product).map(|f| f.forecast(&contexts));
         if judged != written.forecaster(&windows.product).map(|f| f.forecast(&contexts)) {
             return Err(PipelineError::NotTheSame { number: reservation.number() });

@@ -7,7 +7,7 @@ mod series;
 
 use foreshard_datasets::{EvalSeries, Protocol};
 use foreshard_domain::{
-    EventFigures, EventScores, LevelFigure, Metric, QuantileForecast, Scores, ShardId, StepsFigure,
+    EventFigures, EventScores, LevelFigure, Metric, QuantileForecast, QuantileLevels, Scores, ShardId, StepsFigure,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -126,17 +126,48 @@ fn check(all: &[ScoredSeries<'_>]) -> Result<(usize, usize), ScoreError> {
 /// # Errors
 /// [`ScoreError`] if there is nothing to score or the forecasts do not fit the series or one another.
 pub fn score(all: &[ScoredSeries<'_>], protocol: &Protocol) -> Result<(Scores, Vec<SeriesScores>), ScoreError> {
-    let (windows, horizon) = check(all)?;
-    let Some(forecast) = all.iter().find_map(|s| s.forecasts.first()) else { return Err(ScoreError::NoSeries) };
-    let (levels, deciles) = (forecast.levels().as_slice(), decile_positions(forecast)?);
-    let tallies: Vec<Tally> = all.par_iter().map(|s| series::tally(s, protocol, &deciles)).collect();
-    let mut ordered: Vec<(&ScoredSeries<'_>, &Tally)> = all.iter().zip(&tallies).collect();
-    ordered.sort_by(|a, b| (&a.0.series.shard, a.0.series.metric).cmp(&(&b.0.series.shard, b.0.series.metric)));
-    let ordered: Vec<&Tally> = ordered.into_iter().map(|(_, tally)| tally).collect();
-    let scores = overall(&ordered, levels, &deciles, windows, horizon);
+    check(all)?;
+    total(&all.par_iter().map(|s| Tallied::of(s, protocol)).collect::<Result<Vec<_>, _>>()?)
+}
+
+/// What is kept of a series and its forecasts once they have been compared.
+#[derive(Debug, Clone)]
+pub(crate) struct Tallied {
+    shard: ShardId,
+    metric: Metric,
+    windows: usize,
+    horizon: usize,
+    levels: QuantileLevels,
+    deciles: [usize; 9],
+    tally: Tally,
+}
+
+impl Tallied {
+    /// Compares the forecasts of one series with what came.
+    pub(crate) fn of(one: &ScoredSeries<'_>, protocol: &Protocol) -> Result<Self, ScoreError> {
+        let (windows, horizon) = check(std::slice::from_ref(one))?;
+        let first = one.forecasts.first().ok_or(ScoreError::NoSeries)?;
+        let deciles = decile_positions(first)?;
+        let tally = series::tally(one, protocol, &deciles);
+        let (shard, metric, levels) = (one.series.shard.clone(), one.series.metric, first.levels().clone());
+        Ok(Self { shard, metric, windows, horizon, levels, deciles, tally })
+    }
+}
+
+/// The figures over all series, and those of each in the order given.
+pub(crate) fn total(all: &[Tallied]) -> Result<(Scores, Vec<SeriesScores>), ScoreError> {
+    let first = all.first().ok_or(ScoreError::NoSeries)?;
+    let (levels, deciles, horizon) = (&first.levels, &first.deciles, first.horizon);
+    if let Some(other) = all.iter().find(|t| t.levels != *levels || t.horizon != horizon) {
+        return Err(ScoreError::Mixed { shard: other.shard.clone() });
+    }
+    let windows = all.iter().map(|t| t.windows).max().unwrap_or(0);
+    let mut ordered: Vec<&Tallied> = all.iter().collect();
+    ordered.sort_by(|a, b| (&a.shard, a.metric).cmp(&(&b.shard, b.metric)));
+    let ordered: Vec<&Tally> = ordered.into_iter().map(|one| &one.tally).collect();
+    let scores = overall(&ordered, levels.as_slice(), deciles, windows, horizon);
     let loss: f64 = ordered.iter().map(|t| t.loss()).sum();
-    let by_series = all.iter().zip(&tallies).map(|(s, t)| of_series(s, t, loss)).collect();
-    Ok((scores, by_series))
+    Ok((scores, all.iter().map(|one| of_series(one, loss)).collect()))
 }
 
 fn overall(tallies: &[&Tally], levels: &[f64], deciles: &[usize; 9], windows: usize, horizon: usize) -> Scores {
@@ -182,10 +213,11 @@ fn overall(tallies: &[&Tally], levels: &[f64], deciles: &[usize; 9], windows: us
     }
 }
 
-fn of_series(one: &ScoredSeries<'_>, tally: &Tally, loss: f64) -> SeriesScores {
+fn of_series(one: &Tallied, loss: f64) -> SeriesScores {
+    let tally = &one.tally;
     SeriesScores {
-        shard: one.series.shard.clone(),
-        metric: one.series.metric,
+        shard: one.shard.clone(),
+        metric: one.metric,
         points: tally.points(),
         wql: ratio(tally.loss(), tally.demand()),
         sql: tally.scaled_loss(),

@@ -1,12 +1,14 @@
 //! Rolling-origin evaluation: what forecasters are told (D1), what comes out, and the figures of a real trace.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use foreshard_datasets::{EvalSeries, History, Protocol, ReadFilter, evaluation_series, read_history, write_forecasts};
+use foreshard_datasets::{
+    EvalSeries, GridSeries, History, Protocol, ReadFilter, evaluation_series, read_history, write_forecasts,
+};
 use foreshard_domain::{
     ContenderRole, EvaluationReport, Fallback, Metric, Observation, QuantileForecast, QuantileLevels, Scores, ShardId,
     Step, Timestamp,
 };
-use foreshard_model::{Answer, Context, ForecastSpec, Forecaster, LastValue, SeasonalNaive};
+use foreshard_model::{Answer, Context, ForecastSpec, Forecaster, Lanes, LastValue, SeasonalNaive};
 use foreshard_training::{EvaluateError, evaluate, section};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -119,6 +121,52 @@ fn d1_contexts_end_at_the_origin() {
     assert_eq!(row.target_ts, row.issued_at.plus_steps(6, Step::FIVE_MINUTES));
     assert_eq!((row.metric, row.fallback.as_deref(), row.p_any), (Metric::CpuUtil, Some("stale"), None));
     assert_eq!(evaluation.scores.width_80, Some(0.0));
+}
+
+/// Answers from threads of its own, as the networks do.
+struct Threaded {
+    inner: Spy,
+    lanes: Lanes,
+}
+
+impl Forecaster for Threaded {
+    fn name(&self) -> &str {
+        "threaded"
+    }
+
+    fn spec(&self) -> &ForecastSpec {
+        &self.inner.spec
+    }
+
+    fn forecast(&self, contexts: &[Context<'_>]) -> Vec<Answer> {
+        let work = |_: usize, c: &Context<'_>| {
+            std::thread::sleep(std::time::Duration::from_micros(20));
+            c.values.len()
+        };
+        assert_eq!(self.lanes.map(contexts, work).len(), contexts.len());
+        self.inner.forecast(contexts)
+    }
+}
+
+#[test]
+fn thousands_of_series_do_not_end_the_stack() {
+    let protocol = Protocol { windows: 2, horizon: 3, stride: 3, ..Protocol::builtin("5T").unwrap() };
+    let one = |i: usize| EvalSeries {
+        shard: ShardId::new(format!("s{i}")).unwrap(),
+        metric: Metric::CpuUtil,
+        series: GridSeries { start: Timestamp::from_ms(0), step: protocol.step, values: vec![40.0; 10] },
+        measured: vec![40.0; 10],
+        first: 4,
+        horizon: 3,
+        windows: 2,
+        stride: 3,
+        events: Default::default(),
+    };
+    let series: Vec<EvalSeries> = (0..20_000).map(one).collect();
+    let inner = Spy { spec: spec(&protocol), seen: Mutex::default(), answers: 99 };
+    let threaded = Threaded { inner, lanes: Lanes::new(2).unwrap() };
+    let evaluation = evaluate(&threaded, None, &series, &protocol).unwrap();
+    assert_eq!(evaluation.scores.points, 20_000 * 2 * 3);
 }
 
 #[test]

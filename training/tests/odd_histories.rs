@@ -75,7 +75,7 @@ fn train(history: &History) -> Result<Version, PipelineError> {
 fn answers_soundly(name: &str, version: &Version, history: &History, shards: usize) {
     let forecaster = version.forecaster("hours").unwrap();
     let spec = &product().forecast;
-    let plan = BacktestPlan::new(history, [("hours", spec)], None);
+    let plan = BacktestPlan::new(&history.clone().into(), [("hours", spec)], None).unwrap();
     let (series, _) = evaluation_series(history, &plan.windows[0].protocol);
     assert_eq!(series.len(), shards, "{name}: nobody was left out");
     for EvalSeries { shard, metric, series, .. } in &series {
@@ -154,10 +154,12 @@ fn one_wild_shard_does_not_spoil_the_others() {
     let (of_alone, of_beside) = (train(&alone).unwrap(), train(&beside).unwrap());
     answers_soundly("one wild shard", &of_beside, &beside, 4);
     let loss = |version: &Version| {
-        let plan = BacktestPlan::new(&alone, [("hours", &product().forecast)], Some(&[Metric::CpuUtil]));
+        let spec = product().forecast;
+        let plan = BacktestPlan::new(&alone.clone().into(), [("hours", &spec)], Some(&[Metric::CpuUtil])).unwrap();
         let windows = &plan.windows[0];
+        let (series, _) = evaluation_series(&alone, &windows.protocol);
         let entrant = foreshard_training::Entrant::of_version(version, "hours").unwrap();
-        entrant.evaluate(&windows.series, &windows.protocol).unwrap().scores.wql.unwrap()
+        entrant.evaluate(&series, &windows.protocol).unwrap().scores.wql.unwrap()
     };
     let (alone, beside) = (loss(&of_alone), loss(&of_beside));
     assert!(beside < 1.1 * alone, "{beside} beside it, {alone} without it");

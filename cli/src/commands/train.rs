@@ -1,12 +1,12 @@
 //! `foreshard train`: fit, calibrate, backtest, gate, write a version.
 
-use foreshard_datasets::{ReadFilter, read_history};
+use foreshard_datasets::{BoundedHistory, MemoryBudget, ReadFilter};
 use foreshard_domain::{ContenderRole, Product};
 use foreshard_model::ForecastSpec;
 use foreshard_report::evaluation_html;
 use foreshard_training::{
     CheckpointPolicy, FitControl, FitProgress, GateLimits, ProductSpec, Registry, TrainOptions, TrainParams,
-    TrainReport, train_version,
+    TrainReport, train_version_of,
 };
 use serde::Serialize;
 
@@ -28,8 +28,10 @@ struct Trained<'a> {
 
 /// Trains and prints the verdict of the gate; not being promoted is a "no".
 pub fn run(args: &TrainArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
-    let history = read_history(path(&args.history, &settings.data.history), &ReadFilter::default())?;
     let registry = Registry::open(path(&args.registry, &settings.registry.path))?;
+    let bytes = settings.train.memory_mib.saturating_mul(1 << 20);
+    let budget = MemoryBudget { bytes, scratch: registry.root().to_owned() };
+    let history = BoundedHistory::read(path(&args.history, &settings.data.history), &ReadFilter::default(), &budget)?;
     let product = |product: Product| {
         let forecast = ForecastSpec { zone: settings.data.zone.clone(), ..ForecastSpec::of_product(product) };
         ProductSpec { name: product.name().to_owned(), forecast }
@@ -55,7 +57,7 @@ pub fn run(args: &TrainArgs, settings: &Settings, format: Format) -> Result<Verd
     let mut control = FitControl { progress: &mut on_step, checkpoint, stop: &|| false };
     let events = events(path(&args.events, &settings.data.events))?;
     let options = TrainOptions { limits: GateLimits::default(), events, render: &evaluation_html };
-    let report = train_version(&history, &spec, &registry, &settings.registry.model, &options, &mut control)?;
+    let report = train_version_of(&history, &spec, &registry, &settings.registry.model, &options, &mut control)?;
     drop(progress);
     output::print(format, &Trained { number: report.version.number, report: &report }, |t| text(t.report))?;
     Ok(if report.promoted { Verdict::Done } else { Verdict::No })

@@ -29,12 +29,17 @@ impl FeatureTable {
     }
 
     /// The same on the calling thread.
-    pub(crate) fn here(features: Features, origins: &[(&Filled, usize, Timestamp)]) -> Self {
+    pub fn here(features: Features, origins: &[(&Filled, usize, Timestamp)]) -> Self {
         let mut scratch = Scratch::default();
         let of = |(filled, origin, start): &(&Filled, usize, Timestamp)| {
             features.of_origin(filled, *origin, *start, &mut scratch)
         };
         Self { features, rows: origins.iter().map(of).collect() }
+    }
+
+    /// Puts the origins of another table of the same features behind its own.
+    pub fn append(&mut self, other: Self) {
+        self.rows.extend(other.rows);
     }
 
     /// How many origins.

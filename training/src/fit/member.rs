@@ -37,7 +37,7 @@ pub(super) struct MemberRun<'a> {
     /// How many networks the product has.
     members: usize,
     member: MemberSpec,
-    samples: &'a Samples,
+    samples: &'a Samples<'a>,
     spec: &'a TrainSpec,
     architecture: Architecture,
     state: MemberState,
@@ -80,7 +80,7 @@ impl<'a> MemberRun<'a> {
     pub(super) fn new(
         product: &'a ProductSpec,
         (index, members): (usize, &[MemberSpec]),
-        samples: &'a Samples,
+        samples: &'a Samples<'a>,
         spec: &'a TrainSpec,
         until: Until,
     ) -> Self {

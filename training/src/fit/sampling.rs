@@ -1,15 +1,16 @@
 //! Which origins a fit learns from, and which it is judged on.
 
-use foreshard_datasets::GridSeries;
+use foreshard_datasets::{GridSeries, HistoryError};
 use foreshard_domain::{Metric, ShardId, Timestamp};
 use foreshard_model::{
     Batch, CALENDAR, Context, EventEffects, EventSource, FeatureTable, Features, Filled, Lanes, LocalTime,
-    MIN_HISTORY_DAYS, NetworkError, PATCHES, STEP_INPUTS,
+    MIN_HISTORY_DAYS, NetworkError, Occurrence, PATCHES, STEP_INPUTS,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::TrainError;
+use super::source::SeriesSource;
 use super::spec::{ProductSpec, TrainSeries, TrainSpec};
 
 /// Most origins of the validation stretch.
@@ -20,6 +21,9 @@ const MOST_TARGET: f32 = 50.0;
 /// from days whose weeks are not known yet, the next day cannot.
 const HORIZONS_BEFORE: usize = 7;
 const SEASONS_BEFORE: (usize, usize) = (3, MIN_HISTORY_DAYS);
+/// Most series of which origins are drawn, unless more origins are wanted; of more, evenly many are passed over, so that what
+/// is held stays bounded.
+const MOST_SERIES: usize = 10_000;
 /// Bounds of the weight of a sample.
 const WEIGHTS: (f32, f32) = (0.2, 5.0);
 
@@ -45,18 +49,35 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    pub(crate) fn of(product: &ProductSpec, series: &[TrainSeries]) -> Result<Self, TrainError> {
+    /// Looks at every series once.
+    pub(crate) fn of(product: &ProductSpec, source: &dyn SeriesSource, lanes: &Lanes) -> Result<Self, TrainError> {
+        type Looked = Result<Option<(Timestamp, Vec<Occurrence>)>, HistoryError>;
         let spec = &product.forecast;
         let clock = LocalTime::new(&spec.zone, spec.step).map_err(|source| TrainError::Network {
             product: product.name.clone(),
             source: NetworkError::from(source),
         })?;
-        let own = || series.iter().filter(|s| s.series.step == spec.step);
-        let ends = own().map(|s| s.series.time_of(s.usable.min(s.series.values.len())));
-        let offset_ms = ends.max().map_or(0, |end| clock.offset_ms(end));
-        let sources: Vec<EventSource<'_>> =
-            own().map(|s| EventSource { context: s.known(), season: spec.season_steps }).collect();
-        Ok(Self { features: Features::new(spec), events: EventEffects::fit(&sources), clock, offset_ms })
+        let all: Vec<usize> = (0..source.count(&product.name)).collect();
+        let looked = lanes.map(&all, |_, i| -> Looked {
+            let one = source.get(&product.name, *i)?.filter(|s| s.series.step == spec.step);
+            Ok(one.map(|s| {
+                let end = s.series.time_of(s.usable.min(s.series.values.len()));
+                (end, EventSource { context: s.known(), season: spec.season_steps }.occurrences())
+            }))
+        });
+        let looked: Vec<_> = looked.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        let end = looked.iter().map(|(end, _)| *end).max();
+        let events = EventEffects::fit(looked.into_iter().flat_map(|(_, occurrences)| occurrences));
+        let offset_ms = end.map_or(0, |end| clock.offset_ms(end));
+        Ok(Self { features: Features::new(spec), events, clock, offset_ms })
+    }
+
+    /// The first `len` values of a series without events, by the clock on the wall.
+    fn prepared(&self, series: &TrainSeries, len: usize) -> Vec<f32> {
+        let context = series.known();
+        let context = Context { values: context.values.get(..len).unwrap_or(context.values), ..context };
+        let quiet = self.events.removed(&context);
+        self.clock.aligned(&quiet, context.start, self.offset_ms, 0).into_owned()
     }
 }
 
@@ -69,20 +90,29 @@ impl TrainSeries {
     }
 }
 
-/// One series made ready: without events, by the clock on the wall.
+/// What is known of a series that can be learned from, without its values.
 #[derive(Debug)]
 pub(crate) struct Ready {
+    /// Its place in the source.
+    index: usize,
     pub shard: ShardId,
     pub metric: Metric,
     pub start: Timestamp,
     /// The same on the wall.
     wall: Timestamp,
-    pub raw: Vec<f32>,
-    pub filled: Filled,
+    /// How many values may be looked at.
+    pub len: usize,
     /// Targets of training lie before it, those of validation at or after it.
     pub cut: usize,
     /// First origin that may be learned from.
     pub first: usize,
+}
+
+/// The values of a series while they are looked at: without events, by the clock on the wall.
+#[derive(Debug)]
+pub(crate) struct Values {
+    pub raw: Vec<f32>,
+    pub filled: Filled,
 }
 
 /// Features, targets and weights of some origins.
@@ -107,53 +137,95 @@ pub(crate) struct Example {
 }
 
 /// Everything drawn for one product.
-#[derive(Debug)]
-pub(crate) struct Samples {
-    features: Features,
+pub(crate) struct Samples<'a> {
+    known: &'a Known,
+    source: &'a dyn SeriesSource,
+    product: &'a str,
     series: Vec<Ready>,
     pub train: Table,
     pub validation: Table,
 }
 
-impl Samples {
-    /// Draws origins: equally many for each series, uniformly over its time before the cut or up to its end.
+/// The origins of one series.
+struct Drawn<'a> {
+    series: &'a Ready,
+    train: Vec<usize>,
+    validation: Vec<usize>,
+}
+
+impl<'a> Samples<'a> {
+    /// Draws origins: equally many for each series, uniformly over its time before the cut or up to its end. Each thread
+    /// holds the values of one series at a time.
     pub(crate) fn draw(
-        product: &ProductSpec,
-        series: &[TrainSeries],
+        product: &'a ProductSpec,
+        source: &'a dyn SeriesSource,
         spec: &TrainSpec,
-        known: &Known,
+        known: &'a Known,
         part: Part,
         lanes: &Lanes,
     ) -> Result<Self, TrainError> {
-        let usable: Vec<&TrainSeries> = series.iter().filter(|s| s.series.step == product.forecast.step).collect();
         let features = known.features;
-        let ready = lanes.map(&usable, |_, s| Ready::new(s, known, spec.params().validation_share, part));
-        let ready: Vec<Ready> = ready.into_iter().flatten().collect();
-        let mut rng = ChaCha8Rng::seed_from_u64(spec.params().seed);
-        let most = spec.params().origins.min((spec.params().rows / features.horizon.max(1)).max(1));
-        let mut train = Vec::new();
-        let mut validation = Vec::new();
-        for (i, one) in ready.iter().enumerate() {
-            let wanted = most.div_ceil(ready.len().max(1));
-            let last = one.cut.saturating_sub(features.horizon);
-            let drawn = (0..wanted).map(|_| rng.random_range(one.first..=last.max(one.first)));
-            train.extend(drawn.filter(|o| *o <= last && one.mostly_known(*o, features.horizon)).map(|o| (i, o)));
-            let (from, to) = (one.cut, one.raw.len().saturating_sub(features.horizon));
-            let wanted = (MOST_VALIDATION / ready.len().max(1)).max(1);
-            let spaced = (0..wanted).map(|k| from + (to.saturating_sub(from)) * (k + 1) / wanted);
-            validation.extend(spaced.filter(|o| *o <= to && one.mostly_known(*o, features.horizon)).map(|o| (i, o)));
-        }
-        if train.is_empty() {
+        let count = source.count(&product.name);
+        let looked = lanes.map(&(0..count).collect::<Vec<_>>(), |_, i| -> Result<Option<Ready>, HistoryError> {
+            let one = source.get(&product.name, *i)?.filter(|s| s.series.step == product.forecast.step);
+            Ok(one.and_then(|s| Ready::new(*i, &s, known, spec.params().validation_share, part)))
+        });
+        let ready: Vec<Ready> = looked.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
+        let drawn = draw_origins(&ready, &features, spec);
+        let mut samples = Self {
+            known,
+            source,
+            product: &product.name,
+            train: Table::empty(features, spec.params().calendar),
+            validation: Table::empty(features, spec.params().calendar),
+            series: Vec::new(),
+        };
+        samples.fill(&drawn, lanes)?;
+        if samples.train.len() == 0 {
             let day = features.season.max(1);
             let days = (least_context(&features) + 4 * features.horizon).div_ceil(day);
-            return Err(TrainError::TooLittleHistory { product: product.name.clone(), series: series.len(), days });
+            return Err(TrainError::TooLittleHistory { product: product.name.clone(), series: count, days });
         }
-        let table = |chosen: &[(usize, usize)]| {
-            Table::new(features, &ready, chosen, spec.params().calendar, lanes)
-                .map_err(|one| TrainError::TooLarge { series: Box::new((one.shard.clone(), one.metric)) })
-        };
-        let (train, validation) = (table(&train)?, table(&validation)?);
-        Ok(Self { features, series: ready, train, validation })
+        drop(drawn);
+        samples.series = ready;
+        Ok(samples)
+    }
+
+    /// Computes features, targets and weights of what was drawn.
+    fn fill(&mut self, drawn: &[Drawn<'_>], lanes: &Lanes) -> Result<(), TrainError> {
+        let this = &*self;
+        let parts = lanes.map(drawn, |_, one| -> Result<[Table; 2], HistoryError> {
+            let values = this.values(one.series)?;
+            let table = |origins: &[usize]| {
+                Table::new(this.known.features, (one.series, &values), origins, this.train.calendar)
+            };
+            Ok([table(&one.train), table(&one.validation)])
+        });
+        let mut all = Vec::with_capacity(parts.len());
+        for part in parts {
+            all.push(part?);
+        }
+        if all.iter().all(|[train, _]| train.len() == 0) {
+            return Ok(());
+        }
+        for which in 0..2 {
+            let odd = drawn.iter().zip(&all).find(|(_, tables)| !tables[which].can_be_scaled());
+            if let Some((one, _)) = odd {
+                return Err(TrainError::TooLarge { series: Box::new((one.series.shard.clone(), one.series.metric)) });
+            }
+        }
+        for [train, validation] in all {
+            self.train.append(train);
+            self.validation.append(validation);
+        }
+        Ok(())
+    }
+
+    /// The values of a series, read anew.
+    pub(crate) fn values(&self, series: &Ready) -> Result<Values, HistoryError> {
+        let one = self.source.get(self.product, series.index)?;
+        let raw = one.map(|s| self.known.prepared(&s, series.len)).unwrap_or_default();
+        Ok(Values { filled: Filled::new(&raw, self.features().season), raw })
     }
 
     /// The series that can be learned from.
@@ -168,7 +240,7 @@ impl Samples {
 
     /// The shape of the features.
     pub(crate) fn features(&self) -> &Features {
-        &self.features
+        &self.known.features
     }
 }
 
@@ -178,12 +250,30 @@ fn least_context(features: &Features) -> usize {
     (features.horizon * HORIZONS_BEFORE).clamp(features.season * fewest, features.season * most)
 }
 
+/// Draws the origins of each series, from one stream of random numbers in the order of the series.
+fn draw_origins<'a>(ready: &'a [Ready], features: &Features, spec: &TrainSpec) -> Vec<Drawn<'a>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(spec.params().seed);
+    let most = spec.params().origins.min((spec.params().rows / features.horizon.max(1)).max(1));
+    let every = ready.len().div_ceil(MOST_SERIES.max(most)).max(1);
+    let count = ready.len().div_ceil(every);
+    let draw = |one: &'a Ready| {
+        let wanted = most.div_ceil(count.max(1));
+        let last = one.cut.saturating_sub(features.horizon);
+        let drawn = (0..wanted).map(|_| rng.random_range(one.first..=last.max(one.first)));
+        let train = drawn.filter(|o| *o <= last).collect();
+        let (from, to) = (one.cut, one.len.saturating_sub(features.horizon));
+        let wanted = (MOST_VALIDATION / count.max(1)).max(1);
+        let spaced = (0..wanted).map(|k| from + (to.saturating_sub(from)) * (k + 1) / wanted);
+        Drawn { series: one, train, validation: spaced.filter(|o| *o <= to).collect() }
+    };
+    ready.iter().step_by(every).map(draw).collect()
+}
+
 impl Ready {
     /// `None` if the series is too short or too empty.
-    fn new(series: &TrainSeries, known: &Known, validation_share: f64, part: Part) -> Option<Self> {
-        let Known { features, events, clock, offset_ms } = known;
-        let without_events = events.removed(&series.known());
-        let raw = clock.aligned(&without_events, series.series.start, *offset_ms, 0).into_owned();
+    fn new(index: usize, series: &TrainSeries, known: &Known, validation_share: f64, part: Part) -> Option<Self> {
+        let features = &known.features;
+        let raw = known.prepared(series, usize::MAX);
         let (n, horizon) = (raw.len(), features.horizon);
         let held_back = ((n as f64 * validation_share) as usize).max(2 * horizon).min(n / 4);
         let cut = n - held_back;
@@ -196,27 +286,8 @@ impl Ready {
         }
         // The same series take part whatever the part, so that what was found before the cut holds for the whole.
         let cut = if part == Part::Whole { n } else { cut };
-        let filled = Filled::new(&raw, features.season);
-        Some(Self {
-            shard: series.shard.clone(),
-            metric: series.metric,
-            start: series.series.start,
-            wall: series.series.start.plus_ms(*offset_ms),
-            raw,
-            filled,
-            cut,
-            first,
-        })
-    }
-
-    /// The values from an origin on.
-    pub(crate) fn truth(&self, origin: usize, horizon: usize) -> &[f32] {
-        self.raw.get(origin..origin.saturating_add(horizon)).unwrap_or(&[])
-    }
-
-    pub(crate) fn mostly_known(&self, origin: usize, horizon: usize) -> bool {
-        let truth = self.truth(origin, horizon);
-        !truth.is_empty() && truth.iter().filter(|v| v.is_finite()).count() * 2 >= truth.len()
+        let (shard, metric, start) = (series.shard.clone(), series.metric, series.series.start);
+        Some(Self { index, shard, metric, start, wall: start.plus_ms(known.offset_ms), len: n, cut, first })
     }
 
     /// Time of an index on the wall.
@@ -230,30 +301,48 @@ impl Ready {
     }
 }
 
+impl Values {
+    /// The values from an origin on.
+    pub(crate) fn truth(&self, origin: usize, horizon: usize) -> &[f32] {
+        self.raw.get(origin..origin.saturating_add(horizon)).unwrap_or(&[])
+    }
+
+    pub(crate) fn mostly_known(&self, origin: usize, horizon: usize) -> bool {
+        let truth = self.truth(origin, horizon);
+        !truth.is_empty() && truth.iter().filter(|v| v.is_finite()).count() * 2 >= truth.len()
+    }
+}
+
 impl Table {
-    /// Features, targets and weights of the chosen (series, origin) pairs; or the first series whose values cannot be scaled.
-    fn new<'a>(
-        features: Features,
-        series: &'a [Ready],
-        chosen: &[(usize, usize)],
-        calendar: bool,
-        lanes: &Lanes,
-    ) -> Result<Self, &'a Ready> {
-        let known = |(i, o): &(usize, usize)| Some((series.get(*i)?, *o));
-        let chosen: Vec<(&Ready, usize)> = chosen.iter().filter_map(known).collect();
-        let origins: Vec<_> = chosen.iter().map(|(s, o)| (&s.filled, *o, s.wall(*o, &features))).collect();
-        let table = FeatureTable::new(features, &origins, lanes);
+    fn empty(features: Features, calendar: bool) -> Self {
+        let table = FeatureTable::here(features, &[]);
+        Self { features: table, targets: Vec::new(), weights: Vec::new(), horizon: features.horizon, calendar }
+    }
+
+    /// Features, targets and weights of those origins of one series that are followed by enough known values.
+    fn new(features: Features, (series, values): (&Ready, &Values), origins: &[usize], calendar: bool) -> Self {
+        let chosen = origins.iter().copied().filter(|o| values.mostly_known(*o, features.horizon));
+        let chosen: Vec<_> = chosen.map(|o| (&values.filled, o, series.wall(o, &features))).collect();
+        let table = FeatureTable::here(features, &chosen);
         let mut targets = Vec::with_capacity(chosen.len() * features.horizon);
-        for (row, (one, origin)) in chosen.iter().enumerate() {
+        for (row, (_, origin, _)) in chosen.iter().enumerate() {
             let (loc, scale) = table.scaling(row);
-            if !table.can_be_scaled(row) {
-                return Err(one);
-            }
-            let z = one.truth(*origin, features.horizon).iter().map(|x| (x - loc) / scale);
+            let z = values.truth(*origin, features.horizon).iter().map(|x| (x - loc) / scale);
             targets.extend(z.map(|z| if z.is_finite() { z.clamp(-MOST_TARGET, MOST_TARGET) } else { f32::NAN }));
         }
-        let weights = weights(&table, &chosen);
-        Ok(Self { features: table, targets, weights, horizon: features.horizon, calendar })
+        let weights = weights(&table);
+        Self { features: table, targets, weights, horizon: features.horizon, calendar }
+    }
+
+    /// Whether the values before every origin have a mean and a deviation.
+    fn can_be_scaled(&self) -> bool {
+        (0..self.len()).all(|row| self.features.can_be_scaled(row))
+    }
+
+    fn append(&mut self, other: Self) {
+        self.features.append(other.features);
+        self.targets.extend(other.targets);
+        self.weights.extend(other.weights);
     }
 
     /// How many origins.
@@ -281,19 +370,12 @@ impl Table {
     }
 }
 
-/// Weight of each origin: its scale over the mean scale of its series, so that the busy times of a series count as they
-/// do in raw units while no series rules because of its unit.
-fn weights(table: &FeatureTable, chosen: &[(&Ready, usize)]) -> Vec<f32> {
-    let mut weights: Vec<f32> = (0..chosen.len()).map(|row| table.scaling(row).1).collect();
-    let mut from = 0;
-    while let Some((series, _)) = chosen.get(from) {
-        let same = chosen.iter().skip(from).take_while(|(s, _)| std::ptr::eq(*s, *series)).count();
-        if let Some(own) = weights.get_mut(from..from + same) {
-            let mean = own.iter().map(|w| f64::from(*w)).sum::<f64>() / same.max(1) as f64;
-            own.iter_mut().for_each(|w| *w = ((f64::from(*w) / mean) as f32).clamp(WEIGHTS.0, WEIGHTS.1));
-        }
-        from += same.max(1);
-    }
+/// Weight of each origin of one series: its scale over the mean scale, so that the busy times of a series count as they do
+/// in raw units while no series rules because of its unit.
+fn weights(table: &FeatureTable) -> Vec<f32> {
+    let mut weights: Vec<f32> = (0..table.len()).map(|row| table.scaling(row).1).collect();
+    let mean = weights.iter().map(|w| f64::from(*w)).sum::<f64>() / weights.len().max(1) as f64;
+    weights.iter_mut().for_each(|w| *w = ((f64::from(*w) / mean) as f32).clamp(WEIGHTS.0, WEIGHTS.1));
     weights
 }
 
