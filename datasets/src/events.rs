@@ -38,7 +38,7 @@ impl EventCalendar {
                 None => calendar.everyone.push(event),
             }
         }
-        let by_start = |events: &mut Vec<LoadEvent>| events.sort_by(|a, b| (a.start, a.end).cmp(&(b.start, b.end)));
+        let by_start = |events: &mut Vec<LoadEvent>| events.sort_by_key(|e| (e.start, e.end));
         by_start(&mut calendar.everyone);
         calendar.by_shard.values_mut().for_each(by_start);
         calendar

@@ -1,4 +1,5 @@
 //! Days that are known to differ: those on which the clock is changed, and those of announced events.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
 
