@@ -282,6 +282,9 @@ fn bars_text(judged: &Bars) -> String {
     let counted = judged.cells.iter().filter(|c| c.counted).count();
     let mut text =
         format!("\n{counted} of {} cells count (reactive over 60 min, best known at most half)\n", judged.cells.len());
+    if judged.policies.is_empty() {
+        return text;
+    }
     let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.0} %", v * 100.0));
     let row = |p: &foreshard_policy::simulate::PolicyBars| {
         vec![
