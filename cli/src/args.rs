@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use foreshard_domain::{Metric, MigrationId, NodeId, Product, ShardId, Timestamp};
+use foreshard_model::ModelKind;
 use std::path::PathBuf;
 
 use crate::output::Format;
@@ -128,15 +129,30 @@ pub enum DataCommand {
     },
 }
 
-/// Which forecaster.
+/// What is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ModelKind {
+pub enum Evaluated {
     /// The LSTM with quantile heads
     Lstm,
-    /// The value a season earlier, with the errors that this made
+    /// A ridge regression for each step on the same features, with the quantiles of its errors
+    Ridge,
+    /// Prophet, fitted once for each series (needs a build with `--features prophet`)
+    Prophet,
+    /// MSTL with exponential smoothing, fitted anew in every window (needs a build with `--features prophet`)
+    Mstl,
+    /// The value a day earlier, with the errors that this made
     SeasonalNaive,
+    /// The value a week earlier, with the errors that this made
+    WeeklyNaive,
+    /// The mean of the same slot of the week over four weeks, with the errors that this made
+    SeasonalMean,
     /// The last value, with the errors that this made
     LastValue,
+}
+
+fn model(text: &str) -> Result<ModelKind, String> {
+    let known = [ModelKind::Lstm, ModelKind::Ridge, ModelKind::Prophet].into_iter().find(|kind| kind.name() == text);
+    known.ok_or_else(|| "known are lstm, ridge and prophet".to_owned())
 }
 
 /// Arguments of `train`.
@@ -151,10 +167,13 @@ pub struct TrainArgs {
     /// Registry [default: registry.path of the settings]
     #[arg(long, value_name = "FOLDER")]
     pub registry: Option<PathBuf>,
+    /// `lstm`, `ridge` or `prophet` (which needs a build with `--features prophet`) [default: train.model of the settings]
+    #[arg(long, value_parser = model)]
+    pub model: Option<ModelKind>,
     /// Seed [default: train.seed of the settings]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Optimiser steps for each product [default: train.steps of the settings]
+    /// Optimiser steps for each product, of networks [default: train.steps of the settings]
     #[arg(long)]
     pub steps: Option<usize>,
     /// Folder for checkpoints; training goes on from the newest one that fits
@@ -169,7 +188,8 @@ pub enum Compare {
     None,
     /// Rivals that need no training
     Fast,
-    /// Those, and beside a network that is trained here the same without its recurrent part (`lags_only`)
+    /// Those; `ridge`; beside a network that is trained here the same without its recurrent part (`lags_only`); and, where
+    /// built with `--features prophet`, `prophet` and `mstl`
     All,
 }
 
@@ -199,7 +219,7 @@ pub struct EvaluateArgs {
     pub registry: Option<PathBuf>,
     /// What to evaluate
     #[arg(long, default_value = "lstm")]
-    pub model: ModelKind,
+    pub model: Evaluated,
     /// Rivals
     #[arg(long, default_value = "none")]
     pub compare: Compare,

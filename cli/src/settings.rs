@@ -2,6 +2,7 @@
 
 use foreshard_migrator::DriverConfig;
 use foreshard_migrator::postgres::{PostgresSettings, PrometheusUrl};
+use foreshard_model::ModelKind;
 use foreshard_policy::PolicySettings;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -88,6 +89,8 @@ impl Default for RegistrySettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSettings {
+    /// What is trained.
+    pub model: ModelKind,
     /// Seed of initial weights, sampling and dropout.
     pub seed: u64,
     /// Optimiser steps for each product, at most; early stopping may end sooner.
@@ -101,7 +104,7 @@ pub struct TrainSettings {
 
 impl Default for TrainSettings {
     fn default() -> Self {
-        Self { seed: 1, steps: 500, threads: 0, memory_mib: 512 }
+        Self { model: ModelKind::Lstm, seed: 1, steps: 500, threads: 0, memory_mib: 512 }
     }
 }
 

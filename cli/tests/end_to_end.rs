@@ -65,6 +65,49 @@ fn the_whole_way_over_processes() {
 }
 
 #[test]
+fn a_ridge_goes_the_whole_way_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    run(here, &["data", "generate", "--to", "raw.parquet", "--shards", "4", "--days", "21", "--seed", "5"], 0);
+    run(here, &["data", "import", "--from", "raw.parquet", "--to", "history"], 0);
+    let trained = trained(here, &["--model", "ridge"]);
+    let names = trained["evaluation"]["sections"][0]["contenders"].as_array().unwrap();
+    let names: Vec<&str> = names.iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["load/1", "seasonal_naive", "last_value", "weekly_naive", "seasonal_mean"]);
+    let manifest = std::fs::read_to_string(here.join("registry/load/1/manifest.json")).unwrap();
+    assert!(manifest.contains("\"kind\": \"ridge\""), "{manifest}");
+
+    let server = Server::start(here, &[]);
+    let ask = |from: &[&str]| json(here, &[&["forecast", "--metric", "cpu_util"], from].concat(), 0);
+    let (served, local) = (ask(&["--server", &server.address]), ask(&[]));
+    assert_eq!(served.as_array().map(Vec::len), Some(4), "{served}");
+    for (served, local) in served.as_array().unwrap().iter().zip(local.as_array().unwrap()) {
+        assert_eq!(served["forecast"], local["forecast"]);
+        let version = serde_json::json!({ "model": "load", "number": 1 });
+        assert_eq!(
+            (&served["provenance"]["version"], &served["provenance"]["fallback"]),
+            (&version, &serde_json::Value::Null)
+        );
+    }
+
+    let protocol = ["evaluate", "--history", "raw.parquet", "--protocol", "5T"];
+    let evaluated = json(here, &[&protocol[..], &["--model", "ridge", "--compare", "all"]].concat(), 0);
+    let rows = evaluated["sections"][0]["contenders"].as_array().unwrap();
+    let of = |name: &str| rows.iter().find(|c| c["name"] == name).and_then(|c| c["scores"]["wql"].as_f64());
+    assert!(of("ridge").unwrap() < of("seasonal_naive").unwrap(), "{evaluated}");
+    assert!(of("seasonal_mean").is_some() && of("weekly_naive").is_some() && of("last_value").is_some());
+
+    let unknown = run(here, &["train", "--model", "forest"], 2).stderr;
+    assert!(String::from_utf8_lossy(&unknown).contains("known are lstm, ridge and prophet"));
+    if !cfg!(feature = "prophet") {
+        for args in [&["train", "--model", "prophet"][..], &[&protocol[..], &["--model", "mstl"]].concat()] {
+            let refused = run(here, args, 2).stderr;
+            assert!(String::from_utf8_lossy(&refused).contains("build it with --features prophet"), "{refused:?}");
+        }
+    }
+}
+
+#[test]
 fn bad_input_gets_a_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();

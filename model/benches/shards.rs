@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use foreshard_domain::{Metric, Product, ShardId, Timestamp};
 use foreshard_model::{
-    Architecture, Context, EventEffects, Features, ForecastSpec, Forecaster, Lanes, Trained, TrainedParts,
+    Architecture, Context, EventEffects, Features, ForecastSpec, Forecaster, Lanes, Learned, Trained, TrainedParts,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -44,7 +44,7 @@ fn main() {
     let parts = TrainedParts {
         name: "next_day".into(),
         spec: spec.clone(),
-        members,
+        learned: Learned::Lstm(members),
         widths: None,
         events: EventEffects::default(),
         risk: Default::default(),

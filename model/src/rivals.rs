@@ -126,6 +126,74 @@ impl Forecaster for SeasonalNaive {
     }
 }
 
+/// The mean of the same slot of the week over the last four weeks, with the quantiles of its own errors.
+#[derive(Debug, Clone)]
+pub struct SeasonalMean {
+    spec: ForecastSpec,
+}
+
+/// Seasons in a week, and weeks that are averaged.
+const WEEK: usize = 7;
+const WEEKS: usize = 4;
+
+impl SeasonalMean {
+    /// For any step and horizon; a context of a week or less is answered as by [`SeasonalNaive`].
+    pub fn new(spec: ForecastSpec) -> Self {
+        Self { spec }
+    }
+
+    fn quantiles(&self, context: &Context<'_>) -> Vec<f32> {
+        let week = self.spec.season_steps.max(1).saturating_mul(WEEK);
+        let raw = context.values;
+        if raw.len() <= week {
+            return SeasonalNaive::new(self.spec.clone()).quantiles(context);
+        }
+        let filled = Filled::new(raw, self.spec.season_steps);
+        let mut rows = Vec::with_capacity(self.spec.horizon * self.spec.levels.len());
+        let mut errors: (usize, Vec<f32>) = (0, Vec::new());
+        for h in 0..self.spec.horizon {
+            // Past the first week the newest value of the same slot lies several weeks before the target.
+            let lag = (h / week + 1).saturating_mul(week);
+            if errors.0 != lag {
+                let truths = raw.iter().enumerate().skip(lag);
+                let all = truths.filter_map(|(i, truth)| Some(truth - weekly_mean(filled.values(), i, lag, week)?));
+                let found = sorted_finite(all);
+                errors = (lag, if found.len() >= 10 || errors.1.is_empty() { found } else { errors.1 });
+            }
+            let centre = weekly_mean(filled.values(), raw.len() + h, lag, week).unwrap_or(0.0);
+            push_row(&mut rows, &self.spec, centre, &errors.1);
+        }
+        rows
+    }
+}
+
+/// Mean of the values `lag` steps before an index and up to three weeks earlier still, as far as there are any.
+fn weekly_mean(filled: &[f32], index: usize, lag: usize, week: usize) -> Option<f32> {
+    let mut at = index.checked_sub(lag);
+    let (mut sum, mut n) = (0.0f64, 0.0f64);
+    for _ in 0..WEEKS {
+        let Some(value) = at.and_then(|i| filled.get(i)) else { break };
+        sum += f64::from(*value);
+        n += 1.0;
+        at = at.and_then(|i| i.checked_sub(week));
+    }
+    (n > 0.0).then(|| (sum / n) as f32)
+}
+
+impl Forecaster for SeasonalMean {
+    fn name(&self) -> &str {
+        "seasonal_mean"
+    }
+
+    fn spec(&self) -> &ForecastSpec {
+        &self.spec
+    }
+
+    fn forecast(&self, contexts: &[Context<'_>]) -> Vec<Answer> {
+        contexts.iter().map(|c| answer(&self.spec, c, self.quantiles(c))).collect()
+    }
+}
+
 /// One row of quantiles: the centre plus the errors' quantiles, inside the bounds.
 fn push_row(rows: &mut Vec<f32>, spec: &ForecastSpec, centre: f32, errors: &[f32]) {
     let mut floor = f32::NEG_INFINITY;
@@ -225,12 +293,31 @@ mod tests {
     }
 
     #[test]
+    fn seasonal_mean_is_that_of_four_weeks() {
+        let spec = ForecastSpec::of_product(Product::NextHours);
+        // Week w lies at w: the mean of weeks 2 to 5 is 3.5, and each week lies above the mean of those before it.
+        let weeks: Vec<f32> = (0..6 * 2016).map(|i| (i / 2016) as f32).collect();
+        let answer = with(&weeks, |c| SeasonalMean::new(spec.clone()).forecast(&[*c]).remove(0));
+        let row = answer.forecast.row(7).unwrap();
+        // Its errors were 1, 1.5, 2, 2.5 and 2.5.
+        assert!((row[0] - 4.5).abs() < 1e-5 && (row[6] - 5.5).abs() < 1e-5 && (row[12] - 6.0).abs() < 1e-5, "{row:?}");
+        let short = daily(5);
+        let naive = with(&short, |c| SeasonalNaive::new(spec.clone()).forecast(&[*c]).remove(0));
+        assert_eq!(with(&short, |c| SeasonalMean::new(spec.clone()).forecast(&[*c]).remove(0)), naive);
+    }
+
+    #[test]
     fn any_context_gets_an_answer() {
         let spec = ForecastSpec::of_product(Product::NextDay);
         for n in [0, 1, 2, 95, 96, 97, 700] {
             let mut values = vec![5.0f32; n];
             values.iter_mut().skip(3).step_by(4).for_each(|v| *v = f32::NAN);
-            for f in [SeasonalNaive::new(spec.clone()), SeasonalNaive::weekly(spec.clone())] {
+            let rivals: [&dyn Forecaster; 3] = [
+                &SeasonalNaive::new(spec.clone()),
+                &SeasonalNaive::weekly(spec.clone()),
+                &SeasonalMean::new(spec.clone()),
+            ];
+            for f in rivals {
                 let answer = with(&values, |c| f.forecast(&[*c]).remove(0));
                 assert_eq!(answer.forecast.horizon(), 96);
                 assert_eq!(answer.fallback, (n == 0).then_some(Fallback::UnknownSeries));
@@ -248,7 +335,12 @@ mod tests {
             prop_oneof![4 => -10f32..1e6, 1 => Just(f32::NAN), 1 => Just(f32::INFINITY), 1 => Just(0.0)], 0..700)
         ) {
             let spec = ForecastSpec { season_steps: 96, ..ForecastSpec::of_product(Product::NextDay) };
-            for f in [&LastValue::new(spec.clone()) as &dyn Forecaster, &SeasonalNaive::new(spec.clone())] {
+            let rivals: [&dyn Forecaster; 3] = [
+                &LastValue::new(spec.clone()),
+                &SeasonalNaive::new(spec.clone()),
+                &SeasonalMean::new(spec.clone()),
+            ];
+            for f in rivals {
                 let answer = with(&values, |c| f.forecast(&[*c]).remove(0));
                 prop_assert_eq!(answer.forecast.horizon(), 96);
                 prop_assert!(answer.forecast.values().iter().all(|v| *v >= 0.0));

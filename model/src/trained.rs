@@ -1,8 +1,8 @@
-//! The trained network as a forecaster.
+//! What was trained, as a forecaster.
 
 use std::sync::Arc;
 
-use foreshard_domain::{Calibration, Fallback, RiskCalibrations, Timestamp};
+use foreshard_domain::{Calibration, Fallback, Metric, RiskCalibrations, ShardId, Timestamp};
 
 use crate::features::Features;
 use crate::forecaster::as_steps;
@@ -10,14 +10,14 @@ use crate::local_time::Stretch;
 use crate::rivals::{checked, missing_share};
 use crate::widths::rise_outward;
 use crate::{
-    Answer, Context, EventEffects, FeatureTable, Filled, ForecastSpec, Forecaster, Lanes, LocalTime, NetworkError,
-    TENSOR_LEVELS, WeightTensors, Weights, WidthFactors, fall_back, forward,
+    Answer, Batch, Context, EventEffects, FeatureTable, Filled, ForecastSpec, Forecaster, Lanes, Learned, LocalTime,
+    ModelKind, NetworkError, TENSOR_LEVELS, WeightTensors, WidthFactors, fall_back, forward,
 };
 
 const LEVELS: usize = TENSOR_LEVELS.len();
-/// Contexts that one pass through the network covers.
+/// Origins that one pass covers.
 const PIECE: usize = 16;
-/// Least history in seasons with which the network answers; below it a seasonal baseline is better.
+/// Least history in seasons with which a trained forecaster answers; below it a seasonal baseline is better.
 pub const MIN_HISTORY_DAYS: usize = 7;
 /// Largest share of the last seven seasons that may be missing.
 const MOST_MISSING: f32 = 0.5;
@@ -29,8 +29,8 @@ pub struct TrainedParts {
     pub name: String,
     /// What it forecasts.
     pub spec: ForecastSpec,
-    /// The networks whose quantiles are averaged; at least one.
-    pub members: Vec<Weights>,
+    /// What it learned.
+    pub learned: Learned,
     /// Correction of the widths, if one was fitted.
     pub widths: Option<WidthFactors>,
     /// What known events do.
@@ -39,36 +39,58 @@ pub struct TrainedParts {
     pub risk: RiskCalibrations,
 }
 
-/// Networks of one product, ready to answer.
+/// One product, ready to answer.
 #[derive(Debug)]
 pub struct Trained {
     parts: TrainedParts,
     features: Features,
+    /// Of the networks, if it has some.
     tensors: Vec<WeightTensors>,
     clock: LocalTime,
     lanes: Arc<Lanes>,
+}
+
+/// One place in a series from which it is forecast.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// Whose.
+    pub shard: &'a ShardId,
+    /// Of what.
+    pub metric: Metric,
+    /// The values; those from `index` on are not read (D1).
+    pub filled: &'a Filled,
+    /// Index of the first target step.
+    pub index: usize,
+    /// Time of the first target step, on the wall.
+    pub start: Timestamp,
 }
 
 /// Quantiles of one context at the learned levels, one row a step, in units of the metric; not yet bounded.
 type Rows = Vec<[f32; LEVELS]>;
 
 impl Trained {
-    /// Makes networks ready.
+    /// Makes what was learned ready.
     ///
     /// # Errors
     /// [`NetworkError`] if there is no network, or weights do not fit their sizes or the features of the spec.
     pub fn new(parts: TrainedParts, lanes: Arc<Lanes>) -> Result<Self, NetworkError> {
         let features = Features::new(&parts.spec);
-        if parts.members.is_empty() {
-            return Err(NetworkError::Shape { what: "members", want: 1, got: 0 });
+        if let Some(problem) = parts.learned.problem(&parts.spec) {
+            return Err(NetworkError::Unusable { problem });
         }
-        let (want, mut sizes) = (features.patch_inputs(), parts.members.iter().map(|m| m.architecture.patch_inputs));
+        let networks = parts.learned.networks();
+        let (want, mut sizes) = (features.patch_inputs(), networks.iter().map(|m| m.architecture.patch_inputs));
         if let Some(got) = sizes.find(|got| *got != want) {
             return Err(NetworkError::Shape { what: "patch", want, got });
         }
-        let tensors = parts.members.iter().map(WeightTensors::frozen).collect::<Result<_, _>>()?;
+        let tensors = networks.iter().map(WeightTensors::frozen).collect::<Result<_, _>>()?;
         let clock = LocalTime::new(&parts.spec.zone, parts.spec.step)?;
         Ok(Self { parts, features, tensors, clock, lanes })
+    }
+
+    /// The kind of its model.
+    pub fn kind(&self) -> ModelKind {
+        self.parts.learned.kind()
     }
 
     /// What it is made of.
@@ -86,42 +108,58 @@ impl Trained {
         if self.parts.widths.is_some() { Calibration::SplitConformal } else { Calibration::None }
     }
 
-    /// Quantiles at the learned levels for origins of filled series, one row a step, in units of the metric, before any
-    /// correction of widths and without bounds. An origin is the index of the first target step, with its time on the wall;
-    /// the series are those of [`LocalTime`], without events.
+    /// Quantiles at the learned levels, one row a step, in units of the metric, before any correction of widths and without
+    /// bounds. They are no numbers where this model knows nothing of a series. The series are those of [`LocalTime`], without
+    /// events.
     ///
     /// # Errors
     /// [`NetworkError`] if the tensor library fails.
-    pub fn raw_quantiles(
-        &self,
-        origins: &[(&Filled, usize, Timestamp)],
-    ) -> Result<Vec<Vec<[f32; TENSOR_LEVELS.len()]>>, NetworkError> {
+    pub fn raw_quantiles(&self, origins: &[Origin<'_>]) -> Result<Vec<Vec<[f32; TENSOR_LEVELS.len()]>>, NetworkError> {
         let pieces: Vec<_> = origins.chunks(PIECE).collect();
         let done = self.lanes.map(&pieces, |_, piece| self.piece(piece));
         Ok(done.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
-    fn piece(&self, origins: &[(&Filled, usize, Timestamp)]) -> Result<Vec<Rows>, NetworkError> {
-        let table = FeatureTable::here(self.features, origins);
+    fn piece(&self, origins: &[Origin<'_>]) -> Result<Vec<Rows>, NetworkError> {
+        let horizon = self.features.horizon;
+        if let Learned::Prophet(prophet) = &self.parts.learned {
+            let rows = |origin: &Origin<'_>| {
+                let times = (0..horizon).map(|h| origin.start.plus_steps(as_steps(h), self.features.step));
+                let rows = prophet.rows(origin.shard, origin.metric, times);
+                rows.unwrap_or_else(|| vec![[f32::NAN; LEVELS]; horizon])
+            };
+            return Ok(origins.iter().map(rows).collect());
+        }
+        let places: Vec<_> = origins.iter().map(|o| (o.filled, o.index, o.start)).collect();
+        let table = FeatureTable::here(self.features, &places);
         let all: Vec<usize> = (0..origins.len()).collect();
-        let steps: Vec<usize> = (0..self.features.horizon).collect();
+        let steps: Vec<usize> = (0..horizon).collect();
         let batch = table.batch(&all, &steps, |_| false);
-        let mut sums = vec![[0.0f32; LEVELS]; all.len() * steps.len()];
+        let mut rows = match &self.parts.learned {
+            Learned::Ridge(ridge) => ridge.rows(&batch),
+            Learned::Lstm(_) | Learned::Prophet(_) => self.averaged(&batch)?,
+        };
+        for (origin, rows) in rows.chunks_exact_mut(horizon.max(1)).enumerate() {
+            let (loc, scale) = table.scaling(origin);
+            rows.iter_mut().for_each(|row| *row = row.map(|z| z * scale + loc));
+            rows.iter_mut().for_each(rise_outward);
+        }
+        Ok(rows.chunks_exact(horizon.max(1)).map(<[_]>::to_vec).collect())
+    }
+
+    /// The mean of what the networks say, in z.
+    fn averaged(&self, batch: &Batch) -> Result<Rows, NetworkError> {
+        let mut sums = vec![[0.0f32; LEVELS]; batch.origins * batch.steps];
         let share = 1.0 / self.tensors.len().max(1) as f32;
         for member in &self.tensors {
-            let quantiles = forward(member, &batch, None)?.quantiles.flatten_all()?.to_vec1::<f32>()?;
+            let quantiles = forward(member, batch, None)?.quantiles.flatten_all()?.to_vec1::<f32>()?;
             for (sum, row) in sums.iter_mut().zip(quantiles.as_chunks::<LEVELS>().0) {
                 for (s, q) in sum.iter_mut().zip(row) {
                     *s += q * share;
                 }
             }
         }
-        for (origin, rows) in sums.chunks_exact_mut(steps.len().max(1)).enumerate() {
-            let (loc, scale) = table.scaling(origin);
-            rows.iter_mut().for_each(|row| *row = row.map(|z| z * scale + loc));
-            rows.iter_mut().for_each(rise_outward);
-        }
-        Ok(sums.chunks_exact(steps.len().max(1)).map(<[_]>::to_vec).collect())
+        Ok(sums)
     }
 
     /// Quantiles of the windows after some contexts, as [`Self::raw_quantiles`] has them: of days without events, by the
@@ -141,8 +179,14 @@ impl Trained {
             let aligned = self.clock.aligned(&values, context.start, stretch.offset_ms, keep);
             Filled::new(&aligned, spec.season_steps)
         });
-        let wall = |(context, stretch): &(&Context<'_>, &Stretch)| window(context).plus_ms(stretch.offset_ms);
-        let origins: Vec<_> = filled.iter().zip(&passes).map(|(f, pass)| (f, f.values().len(), wall(pass))).collect();
+        let origins = filled.iter().zip(&passes).map(|(filled, (context, stretch))| Origin {
+            shard: context.shard,
+            metric: context.metric,
+            filled,
+            index: filled.values().len(),
+            start: window(context).plus_ms(stretch.offset_ms),
+        });
+        let origins: Vec<Origin<'_>> = origins.collect();
         let mut passed = self.raw_quantiles(&origins)?.into_iter();
         let of_window = |own: Vec<Stretch>| -> Rows {
             let parts = own.into_iter().zip(passed.by_ref());
@@ -161,7 +205,7 @@ impl Trained {
         values.iter().all(|q| q.is_finite()).then_some(values)
     }
 
-    /// Why a context cannot be answered by the network, if so.
+    /// Why a context cannot be answered by what was trained, if so.
     fn refusal(&self, context: &Context<'_>) -> Option<Fallback> {
         let spec = &self.parts.spec;
         if context.values.len() < spec.season_steps.saturating_mul(MIN_HISTORY_DAYS) {
@@ -204,7 +248,7 @@ fn at_level(row: &[f32; LEVELS], level: f64) -> f32 {
 
 impl Forecaster for Trained {
     fn name(&self) -> &str {
-        "lstm"
+        self.kind().name()
     }
 
     fn spec(&self) -> &ForecastSpec {
@@ -219,7 +263,7 @@ impl Forecaster for Trained {
         let mut rows = match self.rows_of(&fit) {
             Ok(rows) => rows.into_iter(),
             Err(error) => {
-                tracing::error!(%error, product = self.parts.name, "the network failed; seasonal naive answers");
+                tracing::error!(%error, product = self.parts.name, "the model failed; seasonal naive answers");
                 Vec::new().into_iter()
             }
         };

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::TENSOR_LEVELS;
 use crate::statistics::sorted_quantile;
 
-const BLOCKS: usize = 8;
+/// Parts of the horizon that are corrected apart.
+pub const BLOCKS: usize = 8;
 const LEVELS: usize = TENSOR_LEVELS.len();
 const MEDIAN: usize = LEVELS / 2;
 /// Bounds of a full correction; what lies beyond says more about the cut than about the model.
@@ -35,7 +36,8 @@ pub struct WidthSample {
     pub truth: f32,
 }
 
-fn block(step: usize, horizon: usize) -> usize {
+/// The part of the horizon that a step lies in.
+pub fn block(step: usize, horizon: usize) -> usize {
     (step * BLOCKS / horizon.max(1)).min(BLOCKS - 1)
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use foreshard_datasets::{EventCalendar, GridSeries, History, Workload, WorkloadSpec};
 use foreshard_domain::{Metric, Product, ShardId, Step, Timestamp};
 use foreshard_model::{
-    Architecture, Context, EventEffects, EventSource, Features, ForecastSpec, Forecaster, Lanes, Trained, TrainedParts,
-    pretrained,
+    Architecture, Context, EventEffects, EventSource, Features, ForecastSpec, Forecaster, Lanes, Learned, Trained,
+    TrainedParts, pretrained,
 };
 
 const DAY_MS: i64 = 86_400_000;
@@ -21,8 +21,14 @@ fn forecaster(product: Product, zone: &str, events: EventEffects) -> Trained {
     let spec = ForecastSpec { zone: zone.to_owned(), ..ForecastSpec::of_product(product) };
     let features = Features::new(&spec);
     let members = vec![pretrained(&features, Architecture::new(&features)).unwrap()];
-    let parts =
-        TrainedParts { name: product.name().to_owned(), spec, members, widths: None, events, risk: Default::default() };
+    let parts = TrainedParts {
+        name: product.name().to_owned(),
+        spec,
+        learned: Learned::Lstm(members),
+        widths: None,
+        events,
+        risk: Default::default(),
+    };
     Trained::new(parts, Arc::new(Lanes::new(2).unwrap())).unwrap()
 }
 

@@ -10,9 +10,9 @@ use foreshard_domain::{
     Calibration, Fallback, Metric, Product, Resource, RiskCalibration, RiskCalibrations, ShardId, Timestamp,
 };
 use foreshard_model::{
-    Architecture, Context, EventEffects, EventSource, Features, ForecastSpec, Forecaster, RankTemplates,
-    TemplateLimits, TrainedParts, Version, VersionError, VersionParts, VersionProduct, WidthFactors, WidthSample,
-    write_version,
+    Architecture, Context, EventEffects, EventSource, Features, ForecastSpec, Forecaster, Learned, Origin,
+    RankTemplates, TemplateLimits, TrainedParts, Version, VersionError, VersionParts, VersionProduct, WidthFactors,
+    WidthSample, write_version,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -43,7 +43,8 @@ fn product(product: Product) -> VersionProduct {
     let templates = RankTemplates::from_ranks(spec.horizon, ranks.collect(), &TemplateLimits::default());
     let half = RiskCalibration { bias: -0.5, slope: 0.5 };
     let risk = RiskCalibrations { series: half, groups: RiskCalibration { bias: 0.25, ..half } };
-    let trained = TrainedParts { name: product.name().to_owned(), spec, members, widths, events: effects(), risk };
+    let learned = Learned::Lstm(members);
+    let trained = TrainedParts { name: product.name().to_owned(), spec, learned, widths, events: effects(), risk };
     VersionProduct { trained, templates: Some(templates) }
 }
 
@@ -157,7 +158,7 @@ fn damage_is_refused_and_named() {
             fs::write(dir.join("manifest.json"), text.replace(from, to)).unwrap();
         })
     };
-    assert!(edit("\"schema\": 1", "\"schema\": 2").contains("has schema 2"));
+    assert!(edit("\"schema\": 2", "\"schema\": 3").contains("has schema 3"));
     assert!(edit("\"decoder\": 8", "\"decoder\": 9").contains("weights of the version"));
     assert!(edit("card.md", "../card.md").contains("card.md"));
     assert!(edit("\"horizon\": 48", "\"horizon\": 0").contains("next_hours"));
@@ -235,7 +236,9 @@ fn d1_the_future_does_not_reach_a_forecast() {
     // The same through the table that training uses, which holds the whole series.
     let rows = |values: &[f32]| {
         let filled = foreshard_model::Filled::new(values, 288);
-        trained.raw_quantiles(&[(&filled, origin, Timestamp::from_ms(0))]).unwrap()
+        let (shard, start) = (&name, Timestamp::from_ms(0));
+        let at = Origin { shard, metric: Metric::CpuUtil, filled: &filled, index: origin, start };
+        trained.raw_quantiles(&[at]).unwrap()
     };
     assert_eq!(rows(&honest), rows(&corrupt));
     assert_eq!(rows(&honest), rows(&honest[..origin]));
@@ -253,7 +256,7 @@ fn nothing_unusable_is_written() {
     };
     assert!(refused(&|p| p.products.clear()).contains("at least one product"));
     assert!(refused(&|p| p.products[1] = p.products[0].clone()).contains("twice"));
-    assert!(refused(&|p| p.products[0].trained.members.clear()).contains("no network"));
+    assert!(refused(&|p| p.products[0].trained.learned = Learned::Lstm(Vec::new())).contains("no network"));
     assert!(refused(&|p| p.products[0].templates = p.products[1].templates.clone()).contains("another horizon"));
     let none: BTreeMap<String, foreshard_model::Weights> = BTreeMap::new();
     assert!(foreshard_model::weights_bytes(&none).is_ok());

@@ -7,8 +7,8 @@ use common::*;
 use foreshard_api::ScenarioQuery;
 use foreshard_domain::{Clock, Metric, Product, Timestamp};
 use foreshard_model::{
-    Architecture, EventEffects, Features, ForecastSpec, TrainedParts, VersionError, VersionParts, VersionProduct,
-    Weights, write_version,
+    Architecture, EventEffects, Features, ForecastSpec, Learned, TrainedParts, VersionError, VersionParts,
+    VersionProduct, Weights, write_version,
 };
 use foreshard_serving::{ReloadError, start};
 use std::fs;
@@ -23,7 +23,7 @@ fn write(place: &Place, number: u64) {
         let trained = TrainedParts {
             name: product.name().to_owned(),
             spec,
-            members,
+            learned: Learned::Lstm(members),
             widths: None,
             events: EventEffects::default(),
             risk: Default::default(),

@@ -10,7 +10,7 @@ use foreshard_datasets::{
     ScaleBasis, Target,
 };
 use foreshard_domain::{ContenderRole, EvaluationSection, FanWindow, Metric, ShardId, Step, Timestamp};
-use foreshard_model::{ForecastSpec, Forecaster as _, MIN_HISTORY_DAYS, SeasonalNaive};
+use foreshard_model::{ForecastSpec, Forecaster, LastValue, MIN_HISTORY_DAYS, SeasonalMean, SeasonalNaive};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -303,11 +303,13 @@ pub struct MetricBacktest<'a> {
     pub champion: Option<Judged>,
     /// Seasonal naive.
     pub naive: Judged,
+    /// The other rivals.
+    pub rivals: Vec<Judged>,
     /// Windows of the challenger that are drawn.
     pub fans: Vec<FanWindow>,
 }
 
-/// Lets challenger, champion and seasonal naive answer in all windows of the plan. A product that the challenger does not
+/// Lets challenger, champion, seasonal naive and the other rivals answer in all windows of the plan. A product that the challenger does not
 /// offer is left out.
 ///
 /// # Errors
@@ -316,6 +318,7 @@ pub fn run_backtest<'a>(
     plan: &'a BacktestPlan,
     challenger: &dyn Fn(&str) -> Option<Entrant<'a>>,
     champion: &dyn Fn(&str) -> Option<Entrant<'a>>,
+    rivals: &dyn Fn(&str) -> Vec<Entrant<'a>>,
 ) -> Result<Vec<MetricBacktest<'a>>, EvaluateError> {
     let mut done = Vec::with_capacity(plan.windows.len());
     for windows in &plan.windows {
@@ -324,7 +327,8 @@ pub fn run_backtest<'a>(
         let spec = challenger.forecaster.spec();
         let same =
             |e: &Entrant<'_>| e.forecaster.spec().step == spec.step && e.forecaster.spec().horizon == spec.horizon;
-        done.push(backtest_of(plan, windows, &challenger, champion(&windows.product).filter(same).as_ref())?);
+        let champion = champion(&windows.product).filter(same);
+        done.push(backtest_of(plan, windows, (&challenger, champion.as_ref()), &rivals(&windows.product))?);
     }
     Ok(done)
 }
@@ -332,23 +336,35 @@ pub fn run_backtest<'a>(
 fn backtest_of<'a>(
     plan: &BacktestPlan,
     windows: &'a MetricWindows,
-    challenger: &Entrant<'_>,
-    champion: Option<&Entrant<'_>>,
+    (challenger, champion): (&Entrant<'_>, Option<&Entrant<'_>>),
+    fitted: &[Entrant<'_>],
 ) -> Result<MetricBacktest<'a>, EvaluateError> {
-    let naive = SeasonalNaive::new(challenger.forecaster.spec().clone());
-    let probabilities: Vec<_> = [challenger].into_iter().chain(champion).map(Entrant::probability).collect();
-    let entrants = [challenger].into_iter().chain(champion).zip(&probabilities);
-    let mut candidates: Vec<Candidate<'_>> =
-        entrants.map(|(e, p_any)| Candidate { name: &e.name, forecaster: e.forecaster, p_any: Some(p_any) }).collect();
-    candidates.push(Candidate { name: naive.name(), forecaster: &naive, p_any: None });
+    let spec = challenger.forecaster.spec();
+    let naive = SeasonalNaive::new(spec.clone());
+    // The rivals that need no fit.
+    let plain: [Box<dyn Forecaster>; 3] = [
+        Box::new(LastValue::new(spec.clone())),
+        Box::new(SeasonalNaive::weekly(spec.clone())),
+        Box::new(SeasonalMean::new(spec.clone())),
+    ];
+    let all: Vec<&Entrant<'_>> = [challenger].into_iter().chain(champion).chain(fitted).collect();
+    let probabilities: Vec<_> = all.iter().map(|entrant| entrant.probability()).collect();
+    let mut candidates: Vec<Candidate<'_>> = all
+        .iter()
+        .zip(&probabilities)
+        .map(|(e, p_any)| Candidate { name: &e.name, forecaster: e.forecaster, p_any: Some(p_any) })
+        .collect();
+    let without = plain.iter().map(AsRef::as_ref).chain([&naive as &dyn Forecaster]);
+    candidates.extend(without.map(|f| Candidate { name: f.name(), forecaster: f, p_any: None }));
     let read = |i| plan.read(windows, i);
     let bench = Bench { count: windows.series.len(), read: &read, protocol: &windows.protocol };
     let mut judged = bench.judge(&candidates)?.into_iter();
     let mut next = || judged.next().ok_or(EvaluateError::Score(ScoreError::NoSeries));
     let own = next()?;
     let champion = champion.map(|_| next()).transpose()?;
+    let rivals = (0..fitted.len() + plain.len()).map(|_| next()).collect::<Result<_, _>>()?;
     let fans = bench.fans(challenger, &own)?;
-    Ok(MetricBacktest { windows, challenger: own, champion, naive: next()?, fans })
+    Ok(MetricBacktest { windows, challenger: own, champion, naive: next()?, rivals, fans })
 }
 
 impl MetricBacktest<'_> {
@@ -360,6 +376,7 @@ impl MetricBacktest<'_> {
             challenger: &self.challenger.scores,
             champion: self.champion.as_ref().map(|c| &c.scores),
             naive: &self.naive.scores,
+            rivals: self.rivals.iter().map(|r| (r.name.as_str(), &r.scores)).collect(),
         }
     }
 
@@ -368,6 +385,7 @@ impl MetricBacktest<'_> {
         let mut contenders = vec![self.challenger.contender(ContenderRole::Subject)];
         contenders.extend(self.champion.as_ref().map(|c| c.contender(ContenderRole::Champion)));
         contenders.push(self.naive.contender(ContenderRole::SeasonalNaive));
+        contenders.extend(self.rivals.iter().map(|rival| rival.contender(ContenderRole::Rival)));
         EvaluationSection {
             name: format!("{}, {}", self.windows.product, self.windows.metric),
             step: self.windows.protocol.step,

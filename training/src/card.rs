@@ -1,7 +1,7 @@
 //! What a version says of itself: the data of its report, and its card.
 
 use foreshard_datasets::{BoundedHistory, LeftOutReason};
-use foreshard_domain::{ContenderRole, EvaluationReport, Fact, GateVerdict, ModelVersion};
+use foreshard_domain::{ContenderRole, EvaluationReport, EvaluationSection, Fact, GateVerdict, ModelVersion};
 use std::fmt::Write as _;
 
 use crate::backtest::{BacktestPlan, MetricBacktest};
@@ -44,6 +44,7 @@ fn provenance(told: &Told<'_>) -> Vec<Fact> {
         fact("judged on", format!("windows from {} on, unseen in training", time(told.plan.first_window()))),
         fact("rows of history", told.history.rows().to_string()),
         fact("data fingerprint", told.history.fingerprint()),
+        fact("model", told.params.model.to_string()),
         fact("seed", told.params.seed.to_string()),
         fact("program", format!("foreshard {}", env!("CARGO_PKG_VERSION"))),
     ]
@@ -53,14 +54,7 @@ fn notes(told: &Told<'_>) -> Vec<String> {
     let mut notes: Vec<String> = told.champion.to_vec();
     notes.extend(told.plan.skipped.iter().map(|s| format!("{} was not trained: {}", s.product, s.why)));
     for (name, product) in told.fitted.products() {
-        let losses: Vec<String> = product.validation.iter().map(|v| format!("{v:.4}")).collect();
-        let steps: Vec<String> = product.steps.iter().map(usize::to_string).collect();
-        notes.push(format!(
-            "{name}: fitted on {} series, validation loss {}, steps {}",
-            product.series,
-            losses.join(", "),
-            steps.join(", ")
-        ));
+        notes.push(format!("{name}: fitted on {} series, {}", product.series, product.how));
     }
     let left_out = &told.plan.left_out;
     let named = left_out.iter().take(MOST_NAMED);
@@ -80,18 +74,25 @@ fn reason(why: LeftOutReason) -> &'static str {
     }
 }
 
+/// The rival with the least WQL, and its WQL.
+fn best_rival(section: &EvaluationSection) -> String {
+    let rivals = section.contenders.iter().filter(|c| c.role == ContenderRole::Rival);
+    let known = rivals.filter_map(|c| Some((c.scores.wql?, c.name.as_str())));
+    let best = known.min_by(|a, b| a.0.total_cmp(&b.0));
+    best.map_or_else(|| "-".to_owned(), |(wql, name)| format!("{wql:.4} ({name})"))
+}
+
 /// `card.md`: what the version is, is for and is not for, in a page.
 pub(crate) fn card(evaluation: &EvaluationReport) -> String {
     let mut text = format!("# {}\n\n", evaluation.title);
     text.push_str(
-        "Quantile forecasts of the load of database shards, learned from their own history by one global network per\n\
-         product. Made for planning moves of shards ahead of overload.\n\n## Data\n\n",
+        "Quantile forecasts of the load of database shards, learned from their own history. Made for planning moves of shards ahead of overload.\n\n## Data\n\n",
     );
     for fact in &evaluation.provenance {
         let _ = writeln!(text, "- {}: {}", fact.name, fact.value);
     }
     text.push_str(
-        "\n## Backtest\n\n| part | WQL | seasonal naive | champion | coverage 80 % |\n|---|---|---|---|---|\n",
+        "\n## Backtest\n\n| part | WQL | seasonal naive | best other rival | champion | coverage 80 % |\n|---|---|---|---|---|---|\n",
     );
     let figure = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.4}"));
     for section in &evaluation.sections {
@@ -99,10 +100,11 @@ pub(crate) fn card(evaluation: &EvaluationReport) -> String {
         let wql = |role| figure(of(role).and_then(|s| s.wql));
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} |",
             section.name,
             wql(ContenderRole::Subject),
             wql(ContenderRole::SeasonalNaive),
+            best_rival(section),
             wql(ContenderRole::Champion),
             figure(of(ContenderRole::Subject).and_then(|s| s.coverage_80))
         );

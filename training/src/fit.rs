@@ -1,11 +1,13 @@
-//! Fitting: one global network per product over all series, its calibration and its rank templates.
+//! Fitting: one global model per product over all series, its calibration and its rank templates.
 
 mod after;
+mod learner;
 mod loss;
 mod member;
 mod optimiser;
+mod ridge;
 mod risk;
-mod sampling;
+pub(crate) mod sampling;
 mod source;
 mod spec;
 
@@ -22,13 +24,13 @@ use std::sync::Arc;
 use foreshard_datasets::HistoryError;
 use foreshard_domain::{Metric, QuantileForecast, RiskCalibrations, ShardId};
 use foreshard_model::{
-    Context, Features, Forecaster, Lanes, LanesError, NetworkError, RankTemplates, Trained, TrainedParts,
+    Context, Features, Forecaster, Lanes, LanesError, ModelKind, NetworkError, RankTemplates, Trained, TrainedParts,
     VersionProduct, Weights, any_step,
 };
 
 use crate::checkpoint::{CheckpointError, CheckpointFile, Progress, fingerprint};
 use after::PastForecasts;
-use member::{Done, MemberRun, Until, members_of};
+use learner::{Judged, Learner};
 use sampling::{Known, Part, Samples};
 
 /// Why a fit ended without a model.
@@ -90,6 +92,31 @@ pub enum TrainError {
         #[source]
         source: NetworkError,
     },
+    /// Least squares found no solution.
+    #[error("the linear maps of product {product} cannot be fitted")]
+    Linear {
+        /// Which product.
+        product: String,
+        /// The solver's complaint.
+        #[source]
+        source: linfa_linear::LinearError<f64>,
+    },
+    /// No series let itself be fitted by itself.
+    #[error("none of {series} series of product {product} can be fitted by {model}; the log says why")]
+    NoneFitted {
+        /// Which product.
+        product: String,
+        /// How many were tried.
+        series: usize,
+        /// Which model.
+        model: &'static str,
+    },
+    /// This program cannot fit such a model.
+    #[error("this program was built without {model}; build it with --features prophet")]
+    NotBuilt {
+        /// Which model.
+        model: &'static str,
+    },
     /// Threads could not be started.
     #[error("cannot start the threads of the training")]
     Lanes(#[from] LanesError),
@@ -108,13 +135,11 @@ pub struct FittedProduct {
     templates: RankTemplates,
     /// Series that were learned from.
     pub series: usize,
-    /// Mean scaled pinball loss on the validation stretch, by member.
-    pub validation: Vec<f64>,
-    /// Steps taken, by member.
-    pub steps: Vec<usize>,
+    /// How it was fitted, in words.
+    pub how: String,
 }
 
-/// Networks, calibration and templates of every product.
+/// What was learned, calibration and templates of every product.
 #[derive(Debug)]
 pub struct FittedModel {
     products: BTreeMap<String, FittedProduct>,
@@ -123,7 +148,7 @@ pub struct FittedModel {
 impl FittedModel {
     /// The networks of a product.
     pub fn into_members(mut self, product: &str) -> Option<Vec<Weights>> {
-        Some(self.products.remove(product)?.trained.parts().members.clone())
+        Some(self.products.remove(product)?.trained.parts().learned.networks().to_vec())
     }
 
     /// The products, by name.
@@ -162,8 +187,9 @@ impl FittedModel {
     }
 }
 
-/// Fits every product on its series (a map of them, or any other [`SeriesSource`]): networks with early stop on a time cut, width factors and rank templates from what
-/// lies behind the cut, then the same networks once more on everything.
+/// Fits every product on its series (a map of them, or any other [`SeriesSource`]): networks with early stop on a time cut (or
+/// what else [`TrainParams::model`] says), width factors and rank templates from what lies behind the cut, then the same once
+/// more on everything.
 ///
 /// Equal series, spec and machine give equal bits at any number of threads, also when the fit was interrupted and resumed
 /// from its checkpoint (F2).
@@ -175,8 +201,12 @@ pub fn fit(
     spec: &TrainSpec,
     control: &mut FitControl<'_>,
 ) -> Result<FittedModel, TrainError> {
+    if spec.params().model == ModelKind::Prophet && !crate::PROPHET {
+        return Err(TrainError::NotBuilt { model: ModelKind::Prophet.name() });
+    }
     let lanes = Arc::new(Lanes::new(spec.params().threads)?);
-    let policy = control.checkpoint.as_ref();
+    // Networks alone take long enough to be saved on the way.
+    let policy = control.checkpoint.as_ref().filter(|_| spec.params().model == ModelKind::Lstm);
     let file = policy
         .map(|policy| -> Result<_, HistoryError> { Ok(CheckpointFile::new(&policy.dir, fingerprint(series, spec)?)) });
     let file = file.transpose()?;
@@ -209,15 +239,13 @@ fn fit_product(
     let network = |source| TrainError::Network { product: product.name.clone(), source };
     let features = Features::new(&product.forecast);
     let known = Known::of(product, series, lanes)?;
+    let mut learner = Learner { product, spec, control, lanes, file, progress };
     let samples = Samples::draw(product, series, spec, &known, Part::BeforeCut, lanes)?;
-    let networks = members_of(spec.params(), &features);
-    let all: Vec<(MemberSpec, Until)> = networks.into_iter().map(|member| (member, Until::Best)).collect();
-    let judged = fit_members(product, &samples, spec, &all, control, lanes, (file, &mut *progress))?;
-    let members = judged.iter().map(|done| done.weights.clone()).collect();
+    let Judged { learned, again, how } = learner.before_cut(&samples)?;
     let parts = TrainedParts {
         name: product.name.clone(),
         spec: product.forecast.clone(),
-        members,
+        learned,
         widths: None,
         events: known.events.clone(),
         risk: RiskCalibrations::default(),
@@ -227,10 +255,11 @@ fn fit_product(
     let widths = if spec.params().calibrate { Some(past.widths()?) } else { None };
     let parts = TrainedParts { widths, ..parts };
     let mut trained = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
-    // Widths and ranks come from the networks that had not seen the held-back end: those that have look too sure of it.
+    // Widths and ranks come from what had not seen the held-back end: what has looks too sure of it.
     let templates = past.templates(&trained)?;
-    let risk =
-        risk::calibrations(&past.answered(&trained, risk::MOST_SERIES)?, &templates, &features, spec.params().seed);
+    let answered = past.answered(&trained, risk::MOST_SERIES)?;
+    let risk = risk::calibrations(&answered, &templates, &features, spec.params().seed);
+    drop(answered);
     let parts = TrainedParts { risk, ..parts };
     trained = Trained::new(parts.clone(), lanes.clone()).map_err(network)?;
     let count = samples.series().len();
@@ -238,32 +267,8 @@ fn fit_product(
     drop(samples);
     if spec.params().refit {
         let samples = Samples::draw(product, series, spec, &known, Part::Whole, lanes)?;
-        let served = all.iter().zip(&judged).map(|((member, _), done)| (*member, Until::Step(done.best)));
-        let whole =
-            fit_members(product, &samples, spec, &served.collect::<Vec<_>>(), control, lanes, (file, progress))?;
-        let members = whole.into_iter().map(|done| done.weights).collect();
-        trained = Trained::new(TrainedParts { members, ..parts }, lanes.clone()).map_err(network)?;
+        let learned = learner.whole(&samples, &again)?;
+        trained = Trained::new(TrainedParts { learned, ..parts }, lanes.clone()).map_err(network)?;
     }
-    let validation = judged.iter().map(|done| done.validation).collect();
-    let steps = judged.iter().map(|done| done.steps).collect();
-    Ok(FittedProduct { trained, templates, series: count, validation, steps })
-}
-
-/// Trains every network of a product, each as far as it is told.
-fn fit_members(
-    product: &ProductSpec,
-    samples: &Samples<'_>,
-    spec: &TrainSpec,
-    all: &[(MemberSpec, Until)],
-    control: &mut FitControl<'_>,
-    lanes: &Lanes,
-    (file, progress): (&Option<CheckpointFile>, &mut Progress),
-) -> Result<Vec<Done>, TrainError> {
-    let members: Vec<MemberSpec> = all.iter().map(|(member, _)| *member).collect();
-    let one = |(index, (_, until)): (usize, &(MemberSpec, Until))| {
-        let mut run = MemberRun::new(product, (index, &members), samples, spec, *until);
-        run.train(control, lanes, (file, &mut *progress))?;
-        Ok(run.finish())
-    };
-    all.iter().enumerate().map(one).collect()
+    Ok(FittedProduct { trained, templates, series: count, how })
 }

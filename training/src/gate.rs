@@ -1,7 +1,9 @@
-//! Whether a new version may serve: better than seasonal naive and not worse than the champion, on the same windows (F3).
+//! Whether a new version may serve: better than seasonal naive and than the best rival, and not worse than the champion, on
+//! the same windows (F3).
 
 use foreshard_domain::{GateVerdict, Scores};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What a version has to keep to be promoted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -11,6 +13,8 @@ pub struct GateLimits {
     pub ratio_to_naive: f64,
     /// The same of every single product and metric: one may be a little worse where the others gain.
     pub worst_ratio_to_naive: f64,
+    /// WQL over that of the best rival, the one with the least geometric mean, must be below this.
+    pub ratio_to_rival: f64,
     /// WQL over that of the champion, geometric mean, must not be above this.
     pub ratio_to_champion: f64,
     /// Least coverage of the .1 to .9 interval of each product, mean over its metrics.
@@ -24,6 +28,7 @@ impl Default for GateLimits {
         Self {
             ratio_to_naive: 1.0,
             worst_ratio_to_naive: 1.1,
+            ratio_to_rival: 1.0,
             ratio_to_champion: 1.02,
             least_coverage: 0.6,
             most_coverage: 0.95,
@@ -32,7 +37,7 @@ impl Default for GateLimits {
 }
 
 /// Figures of everybody on the same windows: one product (or protocol) and metric.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Contest<'a> {
     /// The product or protocol.
     pub product: &'a str,
@@ -44,6 +49,8 @@ pub struct Contest<'a> {
     pub champion: Option<&'a Scores>,
     /// Seasonal naive.
     pub naive: &'a Scores,
+    /// Other rivals, by name.
+    pub rivals: Vec<(&'a str, &'a Scores)>,
 }
 
 /// Added to both sides of a ratio: losses of less than a thousandth of the demand do not tell forecasters apart, and a
@@ -63,7 +70,7 @@ fn check(passed: bool, reason: String) -> Check {
 /// Decides from figures alone. `withdrawn` are products that the champion offers and the challenger does not.
 ///
 /// Promotion takes all of: something to compare, the same windows for everybody, better than seasonal naive over all, in no
-/// part much worse, not worse than the champion beyond the stated margin, coverage inside its bounds, no product less.
+/// part much worse, better than the best rival, not worse than the champion beyond the stated margin, coverage inside its bounds, no product less.
 pub fn gate(contests: &[Contest<'_>], withdrawn: &[String], limits: &GateLimits) -> GateVerdict {
     let mut checks = Vec::new();
     if contests.iter().all(|c| c.challenger.wql.is_none()) {
@@ -71,6 +78,7 @@ pub fn gate(contests: &[Contest<'_>], withdrawn: &[String], limits: &GateLimits)
     }
     checks.extend(contests.iter().filter_map(same_windows));
     checks.extend(against_naive(contests, limits));
+    checks.extend(against_rivals(contests, limits));
     checks.extend(against_champion(contests, limits));
     checks.extend(coverage(contests, limits));
     let gone =
@@ -83,8 +91,9 @@ pub fn gate(contests: &[Contest<'_>], withdrawn: &[String], limits: &GateLimits)
 
 fn same_windows(contest: &Contest<'_>) -> Option<Check> {
     let size = |s: &Scores| (s.series, s.windows, s.points);
-    let all = [Some(contest.naive), contest.champion];
-    let odd = all.into_iter().flatten().any(|s| size(s) != size(contest.challenger));
+    let all = [Some(contest.naive), contest.champion].into_iter().flatten();
+    let mut all = all.chain(contest.rivals.iter().map(|(_, scores)| *scores));
+    let odd = all.any(|s| size(s) != size(contest.challenger));
     odd.then(|| {
         check(false, format!("{}, {}: not everybody was scored on the same windows", contest.product, contest.metric))
     })
@@ -121,6 +130,22 @@ fn against_naive(contests: &[Contest<'_>], limits: &GateLimits) -> Vec<Check> {
         checks.push(check(false, reason));
     }
     checks
+}
+
+/// Every rival over all contests that it took part in; the best of them decides.
+fn against_rivals(contests: &[Contest<'_>], limits: &GateLimits) -> Option<Check> {
+    let mut ratios: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for contest in contests {
+        for (name, scores) in &contest.rivals {
+            ratios.entry(name).or_default().extend(ratio(contest.challenger, scores));
+        }
+    }
+    let means = ratios.iter().filter_map(|(name, ratios)| Some((*name, geometric_mean(ratios)?)));
+    let (name, mean) = means.max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let better = mean < limits.ratio_to_rival;
+    let word = if better { "better than" } else { "not better than" };
+    let limit = limits.ratio_to_rival;
+    Some(check(better, format!("{word} the best rival, {name}: WQL {mean:.3} of its, limit below {limit:.3}")))
 }
 
 fn against_champion(contests: &[Contest<'_>], limits: &GateLimits) -> Option<Check> {
@@ -167,7 +192,8 @@ mod tests {
     }
 
     fn judge(challenger: &Scores, champion: Option<&Scores>, naive: &Scores) -> GateVerdict {
-        let contest = Contest { product: "next_hours", metric: "cpu_util", challenger, champion, naive };
+        let contest =
+            Contest { product: "next_hours", metric: "cpu_util", challenger, champion, naive, rivals: Vec::new() };
         gate(&[contest], &[], &GateLimits::default())
     }
 
@@ -221,6 +247,7 @@ mod tests {
             challenger: &challenger,
             champion: None,
             naive: &naive,
+            rivals: Vec::new(),
         };
         let verdict = gate(&[contest], &["next_day".to_owned()], &GateLimits::default());
         assert!(!verdict.promoted && verdict.reasons[0].contains("next_day would no longer be offered"));
@@ -231,8 +258,15 @@ mod tests {
         let naive = scores(0.2, 0.8);
         let verdict = |second: f64| {
             let (good, poor) = (scores(0.1, 0.8), scores(second, 0.8));
-            let contest =
-                |metric, challenger| Contest { product: "next_day", metric, challenger, champion: None, naive: &naive };
+            let (champion, naive) = (None, &naive);
+            let contest = |metric, challenger| Contest {
+                product: "next_day",
+                metric,
+                challenger,
+                champion,
+                naive,
+                rivals: Vec::new(),
+            };
             gate(&[contest("cpu_util", &good), contest("io_ops", &poor)], &[], &GateLimits::default())
         };
         assert!(verdict(0.21).promoted);
@@ -248,9 +282,58 @@ mod tests {
         let (good, flat) = (scores(0.1, 0.8), scores(0.00005, 0.9));
         let (naive, perfect) = (scores(0.2, 0.8), scores(0.0, 1.0));
         let contests = [
-            Contest { product: "p", metric: "cpu_util", challenger: &good, champion: None, naive: &naive },
-            Contest { product: "p", metric: "mem_util", challenger: &flat, champion: None, naive: &perfect },
+            Contest {
+                product: "p",
+                metric: "cpu_util",
+                challenger: &good,
+                champion: None,
+                naive: &naive,
+                rivals: vec![("last_value", &naive)],
+            },
+            Contest {
+                product: "p",
+                metric: "mem_util",
+                challenger: &flat,
+                champion: None,
+                naive: &perfect,
+                rivals: vec![("last_value", &perfect)],
+            },
         ];
         assert!(gate(&contests, &[], &GateLimits::default()).promoted);
+    }
+
+    #[test]
+    fn f3_the_best_rival_over_all_parts_has_to_be_beaten() {
+        let (naive, ours) = (scores(0.2, 0.8), scores(0.1, 0.8));
+        let verdict = |ridge: [f64; 2], last: [f64; 2]| {
+            let (ridge, last) = (ridge.map(|wql| scores(wql, 0.8)), last.map(|wql| scores(wql, 0.8)));
+            let contest = |metric, i: usize| Contest {
+                product: "next_hours",
+                metric,
+                challenger: &ours,
+                champion: None,
+                naive: &naive,
+                rivals: vec![("last_value", &last[i]), ("ridge", &ridge[i])],
+            };
+            gate(&[contest("cpu_util", 0), contest("io_ops", 1)], &[], &GateLimits::default())
+        };
+        // One part lost to ridge is paid for by the other; the mean of ridge is the nearest.
+        let passed = verdict([0.09, 0.12], [0.3, 0.3]);
+        assert!(passed.promoted, "{:?}", passed.reasons);
+        let says = |verdict: &GateVerdict, text: &str| verdict.reasons.iter().any(|r| r.contains(text));
+        assert!(says(&passed, "better than the best rival, ridge: WQL 0.963"), "{:?}", passed.reasons);
+        let refused = verdict([0.3, 0.3], [0.09, 0.1]);
+        assert!(!refused.promoted && refused.reasons[0].starts_with("not better than the best rival, last_value"));
+        assert!(!verdict([0.1, 0.1], [0.3, 0.3]).promoted, "as good is not better");
+        let other = Scores { points: 1, ..scores(0.3, 0.8) };
+        let contest = Contest {
+            product: "p",
+            metric: "cpu_util",
+            challenger: &ours,
+            champion: None,
+            naive: &naive,
+            rivals: vec![("ridge", &other)],
+        };
+        assert!(says(&gate(&[contest], &[], &GateLimits::default()), "the same windows"));
     }
 }

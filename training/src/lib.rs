@@ -11,10 +11,12 @@ mod fit;
 mod gate;
 mod judge;
 mod labels;
+mod local;
 mod node_risk;
 mod numbered;
 mod pipeline;
 mod registry;
+mod rivals;
 mod scores;
 mod statistics;
 
@@ -32,6 +34,7 @@ pub use fit::{
 pub use gate::{Contest, GateLimits, gate};
 pub use judge::Judged;
 pub use labels::Labels;
+pub use local::{PROPHET, mstl};
 pub use node_risk::{NodeRiskSpec, node_risk};
 pub use numbered::{FileError, Reservation};
 pub use pipeline::{PipelineError, TrainOptions, TrainReport, train_version, train_version_of};

@@ -2,7 +2,7 @@
 
 use foreshard_datasets::{BoundedHistory, EventCalendar, History, HistoryError};
 use foreshard_domain::{EvaluationReport, GateVerdict, Metric, ModelVersion};
-use foreshard_model::{Context, Forecaster, Version, VersionError, VersionParts, write_version};
+use foreshard_model::{Context, Forecaster, ModelKind, Version, VersionError, VersionParts, write_version};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use crate::gate::{Contest, GateLimits, gate};
 use crate::labels::Labels;
 use crate::numbered::Reservation;
 use crate::registry::{Registry, RegistryError};
+use crate::rivals::FittedRivals;
 use crate::{FitControl, FittedModel, ProductSpec, TrainError, TrainErrors, TrainParams, TrainSpec, fit};
 
 /// What is decided by the caller of [`train_version`].
@@ -23,6 +24,8 @@ pub struct TrainOptions<'a> {
     pub limits: GateLimits,
     /// Known events of the shards.
     pub events: Arc<EventCalendar>,
+    /// Rivals that are fitted beside it and that it has to beat, besides those that need no fit; its own kind is left out.
+    pub rivals: &'a [ModelKind],
     /// Draws `report.html` from the data of `report.json`.
     pub render: &'a dyn Fn(&EvaluationReport) -> String,
 }
@@ -127,10 +130,11 @@ pub fn train_version_of(
     let mut plan = BacktestPlan::new(history, products, params.metrics.as_deref())?;
     plan.announce(options.events.clone());
     let fitted = fit_what_can_be(&mut plan, spec, control)?;
+    let rivals = FittedRivals::fit(options.rivals, &plan, spec, control.stop)?;
     let reservation = registry.reserve(model)?;
     let id = ModelVersion { model: model.to_owned(), number: reservation.number() };
     let champion = Champion::load(registry, model, champion_before);
-    let backtest = backtest(&plan, &fitted, &id, champion.version.as_ref())?;
+    let backtest = backtest(&plan, (&fitted, &rivals), &id, champion.version.as_ref())?;
     let verdict = judge(&backtest, &champion, options);
     let told = Told { id: &id, history, plan: &plan, params, fitted: &fitted, champion: &champion.remarks(&plan) };
     let evaluation = evaluation_report(&told, &backtest, verdict);
@@ -200,7 +204,7 @@ fn fit_what_can_be(
 
 fn backtest<'a>(
     plan: &'a BacktestPlan,
-    fitted: &'a FittedModel,
+    (fitted, rivals): (&'a FittedModel, &'a FittedRivals),
     id: &ModelVersion,
     champion: Option<&'a Version>,
 ) -> Result<Vec<MetricBacktest<'a>>, EvaluateError> {
@@ -209,7 +213,8 @@ fn backtest<'a>(
         let (templates, risk) = (fitted.templates(product), fitted.risk(product));
         Some(Entrant { name: id.to_string(), forecaster, templates, risk })
     };
-    run_backtest(plan, &entrant, &|product| Entrant::of_version(champion?, product))
+    let champion = |product: &str| Entrant::of_version(champion?, product);
+    run_backtest(plan, &entrant, &champion, &|product| rivals.entrants(product))
 }
 
 fn judge(backtest: &[MetricBacktest<'_>], champion: &Champion, options: &TrainOptions<'_>) -> GateVerdict {

@@ -53,7 +53,8 @@ fn train(history: &BoundedHistory, root: &Path) -> PathBuf {
     };
     let registry = Registry::open(root).unwrap();
     let render = |report: &EvaluationReport| report.title.clone();
-    let options = TrainOptions { limits: GateLimits::default(), events: Default::default(), render: &render };
+    let options =
+        TrainOptions { limits: GateLimits::default(), events: Default::default(), rivals: &[], render: &render };
     let checkpoint = Some(CheckpointPolicy { dir: root.join("checkpoint"), every_steps: 1000 });
     let mut control = FitControl { progress: &mut |_| {}, checkpoint, stop: &|| false };
     let spec = params.check().unwrap();

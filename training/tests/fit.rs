@@ -9,8 +9,8 @@ use std::sync::Arc;
 use foreshard_datasets::{Bounds, GridSeries};
 use foreshard_domain::{Metric, Product, QuantileLevels, ShardId, Step, Timestamp};
 use foreshard_model::{
-    Architecture, Context, Features, ForecastSpec, Forecaster, SeasonalNaive, Version, VersionParts, VersionProduct,
-    pretrained, weights_bytes, write_version,
+    Architecture, Context, Features, ForecastSpec, Forecaster, Learned, SeasonalNaive, Version, VersionParts,
+    VersionProduct, pretrained, weights_bytes, write_version,
 };
 use foreshard_training::{
     CheckpointError, CheckpointPolicy, FitControl, FittedModel, MemberSpec, ProductSpec, TrainError, TrainParams,
@@ -97,7 +97,7 @@ fn bytes(model: &FittedModel) -> (Vec<u8>, String) {
     let products = model.version_products();
     let networks = products.iter().flat_map(|p| {
         let name = |i| format!("{}.{i}", p.trained.name);
-        p.trained.members.iter().enumerate().map(move |(i, m)| (name(i), m.clone()))
+        p.trained.learned.networks().iter().enumerate().map(move |(i, m)| (name(i), m.clone()))
     });
     let rest: Vec<_> = products.iter().map(|p| (&p.trained.widths, &p.templates)).collect();
     (weights_bytes(&networks.collect()).unwrap(), format!("{rest:?}"))
@@ -277,8 +277,10 @@ fn a_version_is_a_warm_start() {
 fn a_start_that_cannot_be_computed_with_is_told_at_once() {
     let data = data();
     let mut products = run(TrainParams { steps: 10, ..params() }, &data).unwrap().version_products();
-    for weights in products.iter_mut().flat_map(|p| &mut p.trained.members) {
-        weights.values.iter_mut().for_each(|w| *w *= 1e37);
+    for product in &mut products {
+        let mut members = product.trained.learned.networks().to_vec();
+        members.iter_mut().flat_map(|weights| &mut weights.values).for_each(|w| *w *= 1e37);
+        product.trained.learned = Learned::Lstm(members);
     }
     let folder = tempfile::tempdir().unwrap();
     write_version(&folder.path().join("1"), &version_parts(products)).unwrap();

@@ -65,7 +65,8 @@ fn train(history: &History) -> Result<Version, PipelineError> {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::open(folder.path()).unwrap();
     let render = |report: &EvaluationReport| report.title.clone();
-    let options = TrainOptions { limits: GateLimits::default(), events: Default::default(), render: &render };
+    let options =
+        TrainOptions { limits: GateLimits::default(), events: Default::default(), rivals: &[], render: &render };
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
     train_version(history, &params.check().unwrap(), &registry, "lstm", &options, &mut control)?;
     Ok(registry.load("lstm", 1).unwrap())

@@ -74,7 +74,7 @@ fn train(
 ) -> Result<TrainReport, PipelineError> {
     let render = |report: &EvaluationReport| format!("<h1>{}</h1>", report.title);
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
-    let options = TrainOptions { limits, events: Default::default(), render: &render };
+    let options = TrainOptions { limits, events: Default::default(), rivals: &[], render: &render };
     train_version(history, spec, registry, "lstm", &options, &mut control)
 }
 

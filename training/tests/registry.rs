@@ -3,7 +3,8 @@
 
 use foreshard_domain::{Metric, Product, Timestamp};
 use foreshard_model::{
-    Architecture, EventEffects, Features, ForecastSpec, TrainedParts, VersionParts, VersionProduct, write_version,
+    Architecture, EventEffects, Features, ForecastSpec, Learned, TrainedParts, VersionParts, VersionProduct,
+    write_version,
 };
 use foreshard_training::{Labels, Registry, RegistryError};
 use rand::SeedableRng;
@@ -18,7 +19,7 @@ fn parts(model: &str, number: u64) -> VersionParts {
     let trained = TrainedParts {
         name: "next_hours".into(),
         spec,
-        members: vec![weights],
+        learned: Learned::Lstm(vec![weights]),
         widths: None,
         events: EventEffects::default(),
         risk: Default::default(),

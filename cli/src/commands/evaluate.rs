@@ -1,28 +1,24 @@
 //! `foreshard evaluate`: rolling-origin evaluation under a protocol, for people (a report) and scorers (a forecasts file).
 
+mod answered;
+
 use foreshard_datasets::{
     EvalSeries, History, LeftOut, Protocol, ReadFilter, evaluation_series, read_history, write_forecasts,
 };
 use foreshard_domain::{
     Contender, ContenderRole, EvaluationReport, EvaluationSection, Fact, NodeRiskFigures, QuantileLevels,
 };
-use foreshard_model::{ForecastSpec, Forecaster, LastValue, SeasonalNaive};
+use foreshard_model::{ForecastSpec, Forecaster, LastValue, ModelKind, SeasonalMean, SeasonalNaive};
 use foreshard_report::evaluation_html;
-use foreshard_training::{
-    Entrant, Evaluation, FitControl, FittedModel, MemberSpec, NodeRiskSpec, ProductSpec, Registry, TrainError,
-    TrainParams, TrainSeries, evaluate, fit, node_risk, section,
-};
-use std::collections::BTreeMap;
+use foreshard_training::{Entrant, Evaluation, PROPHET, Registry, evaluate, mstl, section};
 use std::path::Path;
 
-use crate::args::{Compare, EvaluateArgs, ModelKind};
+use self::answered::{Answered, Trained, lags_only, trained};
+use crate::args::{Compare, EvaluateArgs, Evaluated};
 use crate::commands::progress::Progress;
 use crate::commands::{events, path, percent};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
-
-/// The limit of a group of shards: this quantile of its summed past.
-const GROUP_LIMIT: f64 = 0.95;
 
 /// What is scored, and what was not and why.
 struct Task {
@@ -43,16 +39,13 @@ pub fn run(args: &EvaluateArgs, settings: &Settings, format: Format) -> Result<V
     let mut progress = Progress::new();
     let subject = subject(args, settings, &mut task, &mut progress)?;
     let mut evaluations = vec![(ContenderRole::Subject, subject.evaluation)];
-    if args.compare == Compare::All && args.version.is_none() && args.model == ModelKind::Lstm {
-        let without = |member: MemberSpec| MemberSpec { encoder: 0, ..member };
-        let lags = TrainParams::default().members.into_iter().map(without).collect::<Vec<_>>();
-        let rival = trained(args, settings, &mut task, &mut progress, ("lags_only", &lags))?;
-        evaluations.extend(rival.map(|rival| (ContenderRole::Rival, rival.evaluation)));
+    if args.compare == Compare::All {
+        for rival in trained_rivals(args, &mut task) {
+            let answered = trained(args, settings, &mut task, &mut progress, &rival)?;
+            evaluations.extend(answered.map(|answered| (ContenderRole::Rival, answered.evaluation)));
+        }
     }
-    if args.compare == Compare::All && (args.version.is_some() || args.model != ModelKind::Lstm) {
-        task.facts.push(fact("lags_only", "left out: it is trained only beside a network that is trained here"));
-    }
-    for (role, rival) in rivals(args.compare, &task.spec)? {
+    for (role, rival) in rivals(args, &task.spec)? {
         progress.set(&format!("evaluating {}", rival.name()), 0.0, "");
         evaluations.push((role, evaluate(rival.as_ref(), None, &task.series, &task.protocol)?));
     }
@@ -107,31 +100,6 @@ fn described(path: &Path, history: &History) -> String {
     format!("{name}, {} rows, fingerprint {short}", history.rows())
 }
 
-/// What a forecaster said, and how well it foretold the risk of groups, if that was asked for.
-struct Answered {
-    evaluation: Evaluation,
-    node_risk: Option<NodeRiskFigures>,
-}
-
-impl Answered {
-    /// Lets a trained forecaster answer.
-    fn by(entrant: &Entrant<'_>, args: &EvaluateArgs, settings: &Settings, task: &Task) -> Result<Self, Failure> {
-        let evaluation = entrant.evaluate(&task.series, &task.protocol)?;
-        let seed = args.seed.unwrap_or(settings.train.seed);
-        let judged = |groups| {
-            let spec = NodeRiskSpec { groups, limit: GROUP_LIMIT, seed };
-            node_risk(&task.series, &evaluation, (entrant.templates, &entrant.risk.groups), &spec)
-        };
-        let node_risk = args.node_risk.and_then(judged);
-        Ok(Self { evaluation, node_risk })
-    }
-
-    /// Lets a rival answer, which has no joint scenarios.
-    fn by_rival(rival: &dyn Forecaster, task: &Task) -> Result<Self, Failure> {
-        Ok(Self { evaluation: evaluate(rival, None, &task.series, &task.protocol)?, node_risk: None })
-    }
-}
-
 fn subject(
     args: &EvaluateArgs,
     settings: &Settings,
@@ -141,37 +109,38 @@ fn subject(
     if let Some(number) = args.version {
         return existing(args, settings, number, task);
     }
-    match args.model {
-        ModelKind::SeasonalNaive => Answered::by_rival(&SeasonalNaive::new(task.spec.clone()), task),
-        ModelKind::LastValue => Answered::by_rival(&LastValue::new(task.spec.clone()), task),
-        ModelKind::Lstm => {
-            let members = TrainParams::default().members;
-            if let Some(trained) = trained(args, settings, task, progress, ("lstm", &members))? {
-                let seed = args.seed.unwrap_or(settings.train.seed);
-                let training = format!("{} series, seed {seed}, before each one's first window", task.series.len());
-                task.facts.push(fact("training", training));
-                return Ok(trained);
-            }
-            Answered::by_rival(&SeasonalNaive::new(task.spec.clone()), task)
-        }
+    let spec = task.spec.clone();
+    let model = match args.model {
+        Evaluated::SeasonalNaive => return Answered::by_rival(&SeasonalNaive::new(spec), task),
+        Evaluated::WeeklyNaive => return Answered::by_rival(&SeasonalNaive::weekly(spec), task),
+        Evaluated::SeasonalMean => return Answered::by_rival(&SeasonalMean::new(spec), task),
+        Evaluated::LastValue => return Answered::by_rival(&LastValue::new(spec), task),
+        Evaluated::Mstl => return Answered::by_rival(mstl(spec)?.as_ref(), task),
+        Evaluated::Lstm => ModelKind::Lstm,
+        Evaluated::Ridge => ModelKind::Ridge,
+        Evaluated::Prophet => ModelKind::Prophet,
+    };
+    if let Some(answered) = trained(args, settings, task, progress, &Trained::of(model))? {
+        let seed = args.seed.unwrap_or(settings.train.seed);
+        let training = format!("{} series, seed {seed}, before each one's first window", task.series.len());
+        task.facts.push(fact("training", training));
+        return Ok(answered);
     }
+    Answered::by_rival(&SeasonalNaive::new(spec), task)
 }
 
-/// Fits networks of these sizes and lets them answer; `None` where there is too little to learn from.
-fn trained(
-    args: &EvaluateArgs,
-    settings: &Settings,
-    task: &mut Task,
-    progress: &mut Progress,
-    (name, members): (&str, &[MemberSpec]),
-) -> Result<Option<Answered>, Failure> {
-    let Some(fitted) = train(args, settings, task, progress, members)? else { return Ok(None) };
-    let protocol = &task.protocol.name;
-    let forecaster = fitted.forecaster(protocol).ok_or("the fit left the protocol's product out")?;
-    let (templates, risk) = (fitted.templates(protocol), fitted.risk(protocol));
-    let entrant = Entrant { name: name.to_owned(), forecaster, templates, risk };
-    progress.set(&format!("evaluating {name}"), 0.0, "");
-    Ok(Some(Answered::by(&entrant, args, settings, task)?))
+/// The rivals that are fitted here, beside the subject.
+fn trained_rivals(args: &EvaluateArgs, task: &mut Task) -> Vec<Trained> {
+    let subject = |model| args.version.is_none() && args.model == model;
+    let mut rivals = Vec::new();
+    if subject(Evaluated::Lstm) {
+        rivals.push(lags_only());
+    } else {
+        task.facts.push(fact("lags_only", "left out: it is trained only beside a network that is trained here"));
+    }
+    rivals.extend((!subject(Evaluated::Ridge)).then(|| Trained::of(ModelKind::Ridge)));
+    rivals.extend((PROPHET && !subject(Evaluated::Prophet)).then(|| Trained::of(ModelKind::Prophet)));
+    rivals
 }
 
 /// Scores a version of the registry, unless it has seen what it would be scored on.
@@ -205,59 +174,18 @@ fn existing(args: &EvaluateArgs, settings: &Settings, number: u64, task: &mut Ta
     Answered::by(&entrant, args, settings, task)
 }
 
-/// Fits once, on what each series has before its own first window (refit = "never"). `None` where that is too little to
-/// learn from: then seasonal naive is what forecasts, as it is in service for a product that a version lacks.
-fn train(
-    args: &EvaluateArgs,
-    settings: &Settings,
-    task: &mut Task,
-    progress: &mut Progress,
-    members: &[MemberSpec],
-) -> Result<Option<FittedModel>, Failure> {
-    let product = ProductSpec { name: task.protocol.name.clone(), forecast: task.spec.clone() };
-    let seed = args.seed.unwrap_or(settings.train.seed);
-    let params = TrainParams {
-        products: vec![product],
-        members: members.to_vec(),
-        seed,
-        steps: args.steps.unwrap_or(settings.train.steps),
-        threads: settings.train.threads,
-        ..TrainParams::default()
-    };
-    let spec = params.check()?;
-    let known = |s: &EvalSeries| TrainSeries {
-        shard: s.shard.clone(),
-        metric: s.metric,
-        series: s.series.clone(),
-        usable: s.first,
-        events: s.events.clone(),
-    };
-    let series = BTreeMap::from([(task.protocol.name.clone(), task.series.iter().map(known).collect())]);
-    let mut on_step = |p: foreshard_training::FitProgress| {
-        let (done, all) = p.step;
-        progress.set("training", done as f64 / all.max(1) as f64, &format!("loss {:.4}", p.loss));
-    };
-    let mut control = FitControl { progress: &mut on_step, checkpoint: None, stop: &|| false };
-    match fit(&series, &spec, &mut control) {
-        Ok(fitted) => Ok(Some(fitted)),
-        Err(error @ TrainError::TooLittleHistory { .. }) => {
-            let reason = fact("fallback", format!("seasonal naive, because {error}"));
-            if !task.facts.contains(&reason) {
-                task.facts.push(reason);
-            }
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
 type Rival = (ContenderRole, Box<dyn Forecaster>);
 
-fn rivals(compare: Compare, spec: &ForecastSpec) -> Result<Vec<Rival>, Failure> {
+/// Those that need no training, and MSTL, which is fitted anew in every window.
+fn rivals(args: &EvaluateArgs, spec: &ForecastSpec) -> Result<Vec<Rival>, Failure> {
     let mut rivals: Vec<Rival> = vec![(ContenderRole::SeasonalNaive, Box::new(SeasonalNaive::new(spec.clone())))];
-    if compare != Compare::None {
+    if args.compare != Compare::None {
         rivals.push((ContenderRole::Rival, Box::new(LastValue::new(spec.clone()))));
         rivals.push((ContenderRole::Rival, Box::new(SeasonalNaive::weekly(spec.clone()))));
+        rivals.push((ContenderRole::Rival, Box::new(SeasonalMean::new(spec.clone()))));
+    }
+    if args.compare == Compare::All && PROPHET && args.model != Evaluated::Mstl {
+        rivals.push((ContenderRole::Rival, mstl(spec.clone())?));
     }
     Ok(rivals)
 }

@@ -2,7 +2,7 @@
 
 use foreshard_datasets::{BoundedHistory, MemoryBudget, ReadFilter};
 use foreshard_domain::{ContenderRole, Product};
-use foreshard_model::ForecastSpec;
+use foreshard_model::{ForecastSpec, ModelKind};
 use foreshard_report::evaluation_html;
 use foreshard_training::{
     CheckpointPolicy, FitControl, FitProgress, GateLimits, ProductSpec, Registry, TrainOptions, TrainParams,
@@ -37,6 +37,7 @@ pub fn run(args: &TrainArgs, settings: &Settings, format: Format) -> Result<Verd
         ProductSpec { name: product.name().to_owned(), forecast }
     };
     let params = TrainParams {
+        model: args.model.unwrap_or(settings.train.model),
         products: Product::ALL.map(product).to_vec(),
         seed: args.seed.unwrap_or(settings.train.seed),
         steps: args.steps.unwrap_or(settings.train.steps),
@@ -48,19 +49,21 @@ pub fn run(args: &TrainArgs, settings: &Settings, format: Format) -> Result<Verd
     let mut progress = Progress::new();
     let mut on_step = |p: FitProgress| {
         let (done, all) = p.step;
-        progress.set(
-            &format!("training {}", p.product),
-            done as f64 / all.max(1) as f64,
-            &format!("loss {:.4}", p.loss),
-        );
+        progress.set(&format!("training {}", p.product), done as f64 / all.max(1) as f64, &loss(&p));
     };
     let mut control = FitControl { progress: &mut on_step, checkpoint, stop: &|| false };
     let events = events(path(&args.events, &settings.data.events))?;
-    let options = TrainOptions { limits: GateLimits::default(), events, render: &evaluation_html };
+    let rivals = &[ModelKind::Ridge];
+    let options = TrainOptions { limits: GateLimits::default(), events, rivals, render: &evaluation_html };
     let report = train_version_of(&history, &spec, &registry, &settings.registry.model, &options, &mut control)?;
     drop(progress);
     output::print(format, &Trained { number: report.version.number, report: &report }, |t| text(t.report))?;
     Ok(if report.promoted { Verdict::Done } else { Verdict::No })
+}
+
+/// What a fit tells of its loss, once it knows one.
+pub fn loss(p: &FitProgress) -> String {
+    if p.loss.is_finite() { format!("loss {:.4}", p.loss) } else { String::new() }
 }
 
 fn text(report: &TrainReport) -> String {

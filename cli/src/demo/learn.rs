@@ -3,7 +3,7 @@
 
 use foreshard_datasets::{ReadFilter, read_history, read_outcomes};
 use foreshard_domain::{Metric, OutcomeResult, Product};
-use foreshard_model::Version;
+use foreshard_model::{ModelKind, Version};
 use foreshard_report::evaluation_html;
 use foreshard_training::{
     FitControl, FitProgress, GateLimits, Registry, TrainOptions, TrainParams, TrainReport, train_version,
@@ -126,8 +126,12 @@ async fn train(
         // Nobody listening any more is no reason to stop.
         let mut progress = |at: FitProgress| _ = tells.send(at);
         let mut control = FitControl { progress: &mut progress, checkpoint: None, stop: &|| false };
-        let options =
-            TrainOptions { limits: GateLimits::default(), events: Default::default(), render: &evaluation_html };
+        let options = TrainOptions {
+            limits: GateLimits::default(),
+            events: Default::default(),
+            rivals: &[ModelKind::Ridge],
+            render: &evaluation_html,
+        };
         train_version(&history, &spec, &registry, MODEL, &options, &mut control).map_err(DemoError::Train)
     }));
     while let Some(at) = hears.recv().await {

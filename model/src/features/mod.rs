@@ -19,6 +19,8 @@ use crate::ForecastSpec;
 pub const STEP_INPUTS: usize = 28;
 /// Which inputs of a step tell the time of the day and the week.
 pub const CALENDAR: std::ops::Range<usize> = 10..14;
+/// Which inputs of a step tell how far it is from the origin.
+pub(crate) const HORIZON_TERMS: std::ops::Range<usize> = 14..19;
 /// Inputs of one origin; the last [`ORIGIN_QUANTILES`] are quantiles of the last day and week.
 pub const ORIGIN_INPUTS: usize = 24;
 /// How many of the origin's inputs are quantiles, hidden from a random half of the training samples.

@@ -33,6 +33,12 @@ pub enum NetworkError {
     /// The clock that the season follows is not known.
     #[error("the network has no clock")]
     Clock(#[from] CalendarError),
+    /// What was learned cannot forecast.
+    #[error("{problem}")]
+    Unusable {
+        /// Why not.
+        problem: String,
+    },
     /// The inputs do not fit the sizes of the network.
     #[error("{what} should hold {want} numbers but holds {got}")]
     Shape {

@@ -14,3 +14,4 @@ pub use forward::{Batch, DropoutMasks, NetworkError, Outputs, TENSOR_LEVELS, Wei
 pub(crate) use forward::{LEAST_SPREAD, MEDIAN, MIXTURE_GAIN};
 pub(crate) use operations::{slice, values};
 pub use weights::{Weights, WeightsError, read_weights, weights_bytes};
+pub(crate) use weights::{parse, read_network, read_tensor, tensors_bytes};

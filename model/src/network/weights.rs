@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use super::{Architecture, NetworkError};
+use super::{Architecture, NetworkError, Parameter};
+use crate::learned::Tensor;
 
 /// All numbers of one network, in the order of [`Architecture::parameters`].
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +21,17 @@ impl Weights {
     pub(super) fn check(&self) -> Result<(), NetworkError> {
         let (want, got) = (self.architecture.size(), self.values.len());
         if want == got { Ok(()) } else { Err(NetworkError::Shape { what: "weights", want, got }) }
+    }
+
+    /// The tensors under `<prefix>.<name>`; the last one short of numbers if there are too few.
+    pub(crate) fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
+        let mut rest = self.values.as_slice();
+        let tensor = |parameter: Parameter| {
+            let (values, after) = rest.split_at(parameter.len().min(rest.len()));
+            rest = after;
+            Tensor { name: format!("{prefix}.{}", parameter.name), shape: parameter.shape, values }
+        };
+        self.architecture.parameters().into_iter().map(tensor).collect()
     }
 
     /// The numbers of some parameters, one after the other, in the order of [`Architecture::parameters`].
@@ -72,21 +84,21 @@ pub enum WeightsError {
 /// # Errors
 /// [`WeightsError`] if the numbers do not fill the parameters.
 pub fn weights_bytes(networks: &BTreeMap<String, Weights>) -> Result<Vec<u8>, WeightsError> {
-    let mut buffers: Vec<(String, (usize, usize), Vec<u8>)> = Vec::new();
-    for (prefix, weights) in networks {
-        let mut rest = weights.values.as_slice();
-        for parameter in weights.architecture.parameters() {
-            let name = format!("{prefix}.{}", parameter.name);
-            let Some((values, after)) = rest.split_at_checked(parameter.len()) else {
-                let got = format!("{} numbers", rest.len());
-                return Err(WeightsError::Shape { name, want: parameter.shape, got });
-            };
-            rest = after;
-            buffers.push((name, parameter.shape, values.iter().flat_map(|v| v.to_le_bytes()).collect()));
+    tensors_bytes(&networks.iter().flat_map(|(prefix, weights)| weights.tensors(prefix)).collect::<Vec<_>>())
+}
+
+/// The bytes of a safetensors file with these tensors, as 32-bit floats.
+pub(crate) fn tensors_bytes(tensors: &[Tensor<'_>]) -> Result<Vec<u8>, WeightsError> {
+    let mut buffers: Vec<Vec<u8>> = Vec::with_capacity(tensors.len());
+    for Tensor { name, shape, values } in tensors {
+        if shape.0 * shape.1 != values.len() {
+            let got = format!("{} numbers", values.len());
+            return Err(WeightsError::Shape { name: name.clone(), want: *shape, got });
         }
+        buffers.push(values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
     let mut views = Vec::with_capacity(buffers.len());
-    for (name, shape, bytes) in &buffers {
+    for (Tensor { name, shape, .. }, bytes) in tensors.iter().zip(&buffers).filter(|(_, bytes)| !bytes.is_empty()) {
         let view = TensorView::new(Dtype::F32, vec![shape.0, shape.1], bytes).map_err(WeightsError::Format)?;
         views.push((name.as_str(), view));
     }
@@ -101,26 +113,39 @@ pub fn read_weights(
     bytes: &[u8],
     networks: &BTreeMap<String, Architecture>,
 ) -> Result<BTreeMap<String, Weights>, WeightsError> {
-    let file = SafeTensors::deserialize(bytes).map_err(WeightsError::Format)?;
+    let file = parse(bytes)?;
     networks.iter().map(|(prefix, sizes)| Ok((prefix.clone(), read_network(&file, prefix, *sizes)?))).collect()
 }
 
-fn read_network(file: &SafeTensors<'_>, prefix: &str, architecture: Architecture) -> Result<Weights, WeightsError> {
+/// The tensors in the bytes of a safetensors file.
+pub(crate) fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, WeightsError> {
+    SafeTensors::deserialize(bytes).map_err(WeightsError::Format)
+}
+
+/// Reads the network of a prefix.
+pub(crate) fn read_network(
+    file: &SafeTensors<'_>,
+    prefix: &str,
+    architecture: Architecture,
+) -> Result<Weights, WeightsError> {
     let mut values = Vec::with_capacity(architecture.size());
     for parameter in architecture.parameters() {
-        let name = format!("{prefix}.{}", parameter.name);
-        let Ok(view) = file.tensor(&name) else { return Err(WeightsError::Missing { name }) };
-        if view.dtype() != Dtype::F32 || view.shape() != [parameter.shape.0, parameter.shape.1] {
-            let got = format!("{:?} {:?}", view.dtype(), view.shape());
-            return Err(WeightsError::Shape { name, want: parameter.shape, got });
-        }
-        let (numbers, _) = view.data().as_chunks::<4>();
-        values.extend(numbers.iter().map(|b| f32::from_le_bytes(*b)));
-        if values.iter().rev().take(parameter.len()).any(|v| !v.is_finite()) {
-            return Err(WeightsError::NotFinite { name });
-        }
+        values.extend(read_tensor(file, &format!("{prefix}.{}", parameter.name), parameter.shape)?);
     }
     Ok(Weights { architecture, values })
+}
+
+/// Reads a tensor of 32-bit floats that has to have this shape.
+pub(crate) fn read_tensor(file: &SafeTensors<'_>, name: &str, want: (usize, usize)) -> Result<Vec<f32>, WeightsError> {
+    let name = name.to_owned();
+    let Ok(view) = file.tensor(&name) else { return Err(WeightsError::Missing { name }) };
+    if view.dtype() != Dtype::F32 || view.shape() != [want.0, want.1] {
+        let got = format!("{:?} {:?}", view.dtype(), view.shape());
+        return Err(WeightsError::Shape { name, want, got });
+    }
+    let (numbers, _) = view.data().as_chunks::<4>();
+    let values: Vec<f32> = numbers.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    if values.iter().any(|v| !v.is_finite()) { Err(WeightsError::NotFinite { name }) } else { Ok(values) }
 }
 
 #[cfg(test)]

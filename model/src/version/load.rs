@@ -10,16 +10,16 @@ use foreshard_domain::{
 };
 use serde::Deserialize;
 
-use super::write::{checksum, io, prefix};
+use super::write::{checksum, io};
 use super::{CALIBRATION, CARD, MANIFEST, REPORT_HTML, REPORT_JSON, TEMPLATES, WEIGHTS};
 use super::{Calibrations, Manifest, SCHEMA, VersionError};
+use crate::learned::read_learned;
 use crate::templates_file::read_templates;
 use crate::{
-    Answer, Context, ForecastSpec, Forecaster, Lanes, RankTemplates, Trained, TrainedParts, any_step, read_weights,
-    scenarios_from,
+    Answer, Context, ForecastSpec, Forecaster, Lanes, RankTemplates, Trained, TrainedParts, any_step, scenarios_from,
 };
 
-/// A version folder in memory: every checksum verified, networks ready.
+/// A version folder in memory: every checksum verified, what was learned ready to answer.
 #[derive(Debug)]
 pub struct Version {
     manifest: Manifest,
@@ -64,9 +64,7 @@ impl Version {
         let calibration = dir.join(CALIBRATION);
         let calibrations: Calibrations = serde_json::from_slice(&take(CALIBRATION)?)
             .map_err(|source| VersionError::Manifest { path: calibration, source })?;
-        let sizes =
-            manifest.products.iter().flat_map(|p| p.members.iter().enumerate().map(|(i, m)| (prefix(&p.name, i), *m)));
-        let mut weights = read_weights(&take(WEIGHTS)?, &sizes.collect())?;
+        let mut learned = read_learned(&take(WEIGHTS)?, manifest.kind, &manifest.products)?;
         let horizons = manifest.products.iter().map(|p| (p.name.clone(), p.spec.horizon)).collect();
         let mut templates = read_templates(take(TEMPLATES)?, &horizons)?;
         let mut products = BTreeMap::new();
@@ -87,10 +85,9 @@ impl Version {
             if !(risk.series.is_sound() && risk.groups.is_sound()) {
                 return Err(problem("its corrections of risk are out of bounds".to_owned()));
             }
-            let members =
-                (0..product.members.len()).filter_map(|i| weights.remove(&prefix(&product.name, i))).collect();
+            let learned = learned.remove(&product.name).ok_or_else(|| problem("it occurs twice".to_owned()))?;
             let (name, spec) = (product.name.clone(), product.spec.clone());
-            let parts = TrainedParts { name, spec, members, widths, events, risk };
+            let parts = TrainedParts { name, spec, learned, widths, events, risk };
             let loaded =
                 Loaded { trained: Trained::new(parts, lanes.clone())?, templates: templates.remove(&product.name) };
             products.insert(product.name.clone(), loaded);

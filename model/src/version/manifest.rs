@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use foreshard_domain::{Metric, ModelVersion, RiskCalibrations, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::{Architecture, EventEffects, ForecastSpec, WidthFactors};
+use crate::{Architecture, EventEffects, ForecastSpec, ModelKind, ProphetShape, WidthFactors};
 
-/// Newest schema of version folders that this program writes and reads.
-pub const SCHEMA: u32 = 1;
+/// Newest schema of version folders: what this program writes. It reads the older ones too; 1 had networks alone.
+pub const SCHEMA: u32 = 2;
 
 /// `manifest.json`: everything that is needed to use a version, and the checksums of its other files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,9 @@ pub const SCHEMA: u32 = 1;
 pub struct Manifest {
     /// Schema of the folder.
     pub schema: u32,
+    /// The kind of model, which is that of all products.
+    #[serde(default)]
+    pub kind: ModelKind,
     /// Name of the model.
     pub model: String,
     /// Number of the version.
@@ -52,8 +55,12 @@ pub struct ProductManifest {
     pub name: String,
     /// What it forecasts.
     pub spec: ForecastSpec,
-    /// Sizes of its networks, whose quantiles are averaged; tensors are named `<name>.<member>.<parameter>`.
+    /// Sizes of its networks, whose quantiles are averaged; tensors are named `<name>.<member>.<parameter>`. Empty for a
+    /// model without networks.
     pub members: Vec<Architecture>,
+    /// Sizes and series of Prophet's fits; tensor `<name>.prophet` has a row for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prophet: Option<ProphetShape>,
 }
 
 /// `calibration.json`: what is done to the quantiles of each product.

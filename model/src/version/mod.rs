@@ -6,6 +6,7 @@ mod write;
 
 pub use load::{Version, without_model};
 pub use manifest::{Calibrations, Manifest, ProductManifest, SCHEMA};
+pub(crate) use write::prefix;
 pub use write::{VersionParts, VersionProduct, write_version};
 
 use std::path::PathBuf;

@@ -10,14 +10,15 @@ use sha2::{Digest, Sha256};
 
 use super::{CALIBRATION, CARD, MANIFEST, REPORT_HTML, REPORT_JSON, TEMPLATES, WEIGHTS};
 use super::{Calibrations, Manifest, ProductManifest, SCHEMA, VersionError};
+use crate::learned::learned_bytes;
 use crate::templates_file::templates_bytes;
-use crate::{Kernel, RankTemplates, TrainedParts, Weights, weights_bytes};
+use crate::{Kernel, Learned, ModelKind, RankTemplates, TrainedParts};
 
 /// How values are scaled, for the manifest.
 const SCALING: &str =
     "z = (x - mean of the last 7 seasons) / (their deviation + .05 deviation + .001 mean size of up to 28)";
-/// What computes the networks, for the manifest.
-const KERNEL: &str = concat!("candle-cpu f32, ", env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
+/// What computes it, for the manifest.
+const PROGRAM: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
 /// Everything that goes into a version folder.
 #[derive(Debug, Clone)]
@@ -51,14 +52,14 @@ pub struct VersionParts {
 /// One product that goes into a version folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VersionProduct {
-    /// Networks and calibration.
+    /// What was learned, and its calibration.
     pub trained: TrainedParts,
     /// How errors hang together, if known.
     pub templates: Option<RankTemplates>,
 }
 
 /// The prefix of a member's tensors.
-pub(super) fn prefix(product: &str, member: usize) -> String {
+pub(crate) fn prefix(product: &str, member: usize) -> String {
     format!("{product}.{member}")
 }
 
@@ -111,8 +112,12 @@ fn check(parts: &VersionParts) -> Result<(), VersionError> {
         if let Some(problem) = trained.spec.problems().first() {
             return wrong(&trained.name, problem.to_string());
         }
-        if trained.members.is_empty() {
-            return wrong(&trained.name, "it has no network".to_owned());
+        if let Some(problem) = trained.learned.problem(&trained.spec) {
+            return wrong(&trained.name, problem);
+        }
+        if trained.learned.kind() != kind(parts) {
+            let problem = format!("it is of kind {}, others are of {}", trained.learned.kind(), kind(parts));
+            return wrong(&trained.name, problem);
         }
         if templates.as_ref().is_some_and(|t| t.horizon() != trained.spec.horizon) {
             return wrong(&trained.name, "its templates belong to another horizon".to_owned());
@@ -121,17 +126,18 @@ fn check(parts: &VersionParts) -> Result<(), VersionError> {
     if names.is_empty() { wrong("(none)", "a version needs at least one product".to_owned()) } else { Ok(()) }
 }
 
+/// The kind of all products.
+fn kind(parts: &VersionParts) -> ModelKind {
+    parts.products.first().map_or(ModelKind::Lstm, |product| product.trained.learned.kind())
+}
+
 type Files = BTreeMap<&'static str, Vec<u8>>;
 
 fn render(parts: &VersionParts) -> Result<(Files, Manifest), VersionError> {
-    let mut networks: BTreeMap<String, Weights> = BTreeMap::new();
     let mut calibrations = Calibrations::default();
     let mut templates: BTreeMap<String, &RankTemplates> = BTreeMap::new();
     for product in &parts.products {
         let VersionProduct { trained, templates: own } = product;
-        for (i, member) in trained.members.iter().enumerate() {
-            networks.insert(prefix(&trained.name, i), member.clone());
-        }
         calibrations.widths.extend(trained.widths.clone().map(|w| (trained.name.clone(), w)));
         calibrations.risk.insert(trained.name.clone(), trained.risk);
         if !trained.events.is_empty() {
@@ -139,9 +145,10 @@ fn render(parts: &VersionParts) -> Result<(Files, Manifest), VersionError> {
         }
         templates.extend(own.as_ref().map(|t| (trained.name.clone(), t)));
     }
+    let learned = parts.products.iter().map(|product| (product.trained.name.as_str(), &product.trained.learned));
     let json = |source| VersionError::Manifest { path: MANIFEST.into(), source };
     let mut files = Files::from([
-        (WEIGHTS, weights_bytes(&networks)?),
+        (WEIGHTS, learned_bytes(learned)?),
         (CALIBRATION, serde_json::to_vec_pretty(&calibrations).map_err(json)?),
         (TEMPLATES, templates_bytes(&templates)?),
         (REPORT_JSON, parts.report_json.clone().into_bytes()),
@@ -153,19 +160,29 @@ fn render(parts: &VersionParts) -> Result<(Files, Manifest), VersionError> {
     Ok((files, manifest))
 }
 
-/// What computed the networks, or would have: a kernel that is not there has already failed the fit.
-fn kernel() -> String {
-    Kernel::chosen().map_or_else(|error| error.to_string(), Kernel::name)
+/// What computed it, or would have: a kernel that is not there has already failed the fit.
+fn kernel(kind: ModelKind) -> String {
+    let kernel = match kind {
+        ModelKind::Lstm => Kernel::chosen().map_or_else(|error| error.to_string(), Kernel::name),
+        ModelKind::Ridge | ModelKind::Prophet => "plain".to_owned(),
+    };
+    let library = if kind == ModelKind::Lstm { "candle-cpu f32" } else { "f32" };
+    format!("{library}, {PROGRAM}, {kernel} on {}", std::env::consts::ARCH)
 }
 
 fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manifest {
     let product = |VersionProduct { trained, .. }: &VersionProduct| ProductManifest {
         name: trained.name.clone(),
         spec: trained.spec.clone(),
-        members: trained.members.iter().map(|m| m.architecture).collect(),
+        members: trained.learned.networks().iter().map(|m| m.architecture).collect(),
+        prophet: match &trained.learned {
+            Learned::Prophet(prophet) => Some(prophet.shape().clone()),
+            Learned::Lstm(_) | Learned::Ridge(_) => None,
+        },
     };
     Manifest {
         schema: SCHEMA,
+        kind: kind(parts),
         model: parts.model.clone(),
         number: parts.number,
         products: parts.products.iter().map(product).collect(),
@@ -175,7 +192,7 @@ fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manife
         trained_until: parts.trained_until,
         data_fingerprint: parts.data_fingerprint.clone(),
         seed: parts.seed,
-        kernel: format!("{KERNEL}, {} on {}", kernel(), std::env::consts::ARCH),
+        kernel: kernel(kind(parts)),
         parent: parts.parent.clone(),
         crate_version: env!("CARGO_PKG_VERSION").to_owned(),
         checksums,

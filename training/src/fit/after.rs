@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use foreshard_domain::{Metric, QuantileForecast, ShardId, Timestamp};
 use foreshard_model::{
-    Lanes, NetworkError, RankTemplates, TENSOR_LEVELS, TemplateLimits, Trained, WidthFactors, WidthSample,
+    Lanes, NetworkError, Origin, RankTemplates, TENSOR_LEVELS, TemplateLimits, Trained, WidthFactors, WidthSample,
 };
 
 use super::TrainError;
@@ -97,7 +97,14 @@ impl<'a> PastForecasts<'a> {
                 }
             }
         }
-        let origins: Vec<_> = chosen.iter().map(|(s, v, o)| (&v.filled, *o, s.wall(*o, features))).collect();
+        let origins = chosen.iter().map(|(series, values, origin)| Origin {
+            shard: &series.shard,
+            metric: series.metric,
+            filled: &values.filled,
+            index: *origin,
+            start: series.wall(*origin, features),
+        });
+        let origins: Vec<Origin<'_>> = origins.collect();
         let rows = self.plain.raw_quantiles(&origins).map_err(|source| self.network(source))?;
         let one = |((series, values, origin), rows): ((&'a Ready, &Values, usize), _)| {
             let truth = values.truth(origin, features.horizon).to_vec();

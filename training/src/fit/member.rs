@@ -87,7 +87,7 @@ impl<'a> MemberRun<'a> {
         let member = members.get(index).copied().unwrap_or(MemberSpec::LSTM);
         let architecture = member.architecture(samples.features());
         let warm = spec.params().warm_start.as_ref().and_then(|version| {
-            let weights = version.forecaster(&product.name)?.parts().members.get(index)?;
+            let weights = version.forecaster(&product.name)?.parts().learned.networks().get(index)?;
             (weights.architecture == architecture).then(|| weights.values.clone())
         });
         // What a version of this history had learned has often seen what is held back; the shipped networks never have.

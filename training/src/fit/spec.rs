@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use foreshard_datasets::{EventCalendar, GridSeries};
 use foreshard_domain::{Metric, Product, ShardId};
-use foreshard_model::{ForecastSpec, SpecError, Version};
+use foreshard_model::{ForecastSpec, ModelKind, SpecError, Version};
 use serde::{Deserialize, Serialize};
 
 /// One series to learn from.
@@ -68,6 +68,9 @@ impl MemberSpec {
 /// How to fit; every number has a default that suits tens of series over some weeks.
 #[derive(Debug, Clone)]
 pub struct TrainParams {
+    /// What to fit; of the numbers below, networks take all, the others only those that say so by their nature (products,
+    /// metrics, seed, origins, rows, shares, switches, threads).
+    pub model: ModelKind,
     /// What to fit, each with its own networks.
     pub products: Vec<ProductSpec>,
     /// Metrics to learn from; all if left out. Read by whoever makes the series.
@@ -116,6 +119,7 @@ pub struct TrainParams {
 impl Default for TrainParams {
     fn default() -> Self {
         Self {
+            model: ModelKind::Lstm,
             products: Product::ALL.map(ProductSpec::from).to_vec(),
             metrics: None,
             members: vec![MemberSpec::LSTM, MemberSpec::PRETRAINED, MemberSpec::PRETRAINED],
