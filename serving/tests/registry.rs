@@ -7,27 +7,41 @@ use common::*;
 use foreshard_api::ScenarioQuery;
 use foreshard_domain::{Clock, Metric, Product, Timestamp};
 use foreshard_model::{
-    Architecture, EventEffects, Features, ForecastSpec, Learned, TrainedParts, VersionError, VersionParts,
-    VersionProduct, Weights, write_version,
+    Architecture, Context, EventEffects, Features, ForecastSpec, Learned, RIDGE_INPUTS, Ridge, SPREADS, TENSOR_LEVELS,
+    TrainedParts, Version, VersionError, VersionParts, VersionProduct, WIDTH_BLOCKS, Weights, write_version,
 };
 use foreshard_serving::{ReloadError, start};
 use std::fs;
 use std::sync::Arc;
 
-/// A version whose networks say nothing beyond the features' anchors; enough to be loaded and to answer.
+/// Networks that say nothing beyond the features' anchors; enough to be loaded and to answer.
+fn network(spec: &ForecastSpec) -> Learned {
+    let architecture = Architecture::new(&Features::new(spec));
+    Learned::Lstm(vec![Weights { architecture, values: vec![0.0; architecture.size()] }])
+}
+
+/// Linear maps that look at every input a little.
+fn ridge(spec: &ForecastSpec) -> Learned {
+    let coefficients = (0..spec.horizon * RIDGE_INPUTS).map(|i| ((i * 7919) % 211) as f32 / 2110.0 - 0.05).collect();
+    let errors = TENSOR_LEVELS.map(|level| (level - 0.5) as f32);
+    Learned::Ridge(Ridge {
+        coefficients,
+        spreads: vec![0.1; WIDTH_BLOCKS * SPREADS],
+        quantiles: errors.repeat(WIDTH_BLOCKS),
+    })
+}
+
+/// A version of networks.
 fn write(place: &Place, number: u64) {
+    write_of(place, number, network);
+}
+
+fn write_of(place: &Place, number: u64, learned: fn(&ForecastSpec) -> Learned) {
     let product = |product: Product| {
         let spec = ForecastSpec::of_product(product);
-        let architecture = Architecture::new(&Features::new(&spec));
-        let members = vec![Weights { architecture, values: vec![0.0; architecture.size()] }];
-        let trained = TrainedParts {
-            name: product.name().to_owned(),
-            spec,
-            learned: Learned::Lstm(members),
-            widths: None,
-            events: EventEffects::default(),
-            risk: Default::default(),
-        };
+        let (name, learned) = (product.name().to_owned(), learned(&spec));
+        let (events, risk) = (EventEffects::default(), Default::default());
+        let trained = TrainedParts { name, spec, learned, widths: None, events, risk };
         VersionProduct { trained, templates: None }
     };
     let parts = VersionParts {
@@ -85,5 +99,39 @@ async fn s1_a_wrong_checksum_is_refused_while_the_old_version_serves() {
     assert_eq!(server.reload().await.unwrap().map(|id| id.number), Some(3));
     let after = client.forecast(&next_hours(&["a"])).await.unwrap();
     assert_eq!(after[0].provenance.version.as_ref().map(|id| id.number), Some(3));
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ridge_takes_over_from_a_network_and_answers_as_its_folder_does() {
+    let place = Place::new();
+    write(&place, 1);
+    place.label(1);
+    let clock: Arc<dyn Clock> = place.clock.clone();
+    let server = start(place.config(), clock).await.unwrap();
+    let client = client(&server).await;
+    let load = |i: i64| 50.0 + (i % 288) as f64 / 10.0 + (i * 7919 % 101) as f64 / 50.0;
+    client.ingest((0..9 * 288).map(|i| row("a", 5 * i, load(i))).collect()).await.unwrap();
+    let by_network = client.forecast(&next_hours(&["a"])).await.unwrap().remove(0);
+
+    write_of(&place, 2, ridge);
+    place.label(2);
+    assert_eq!(server.reload().await.unwrap().map(|id| id.number), Some(2));
+    let served = client.forecast(&next_hours(&["a"])).await.unwrap().remove(0);
+    assert_eq!(served.provenance.version.as_ref().map(|id| id.number), Some(2));
+    assert_eq!((served.provenance.fallback, served.metric), (None, Metric::CpuUtil));
+    assert_ne!(served.forecast, by_network.forecast);
+    let version = Version::load(&place.version_dir(2)).unwrap();
+    let values: Vec<f32> = (0..9 * 288).map(|i| load(i) as f32).collect();
+    let (name, step) = (shard("a"), Product::NextHours.step());
+    let start = Timestamp::from_ms(0);
+    let context = Context { shard: &name, metric: Metric::CpuUtil, start, step, values: &values, events: None };
+    let direct = version.forecast(Product::NextHours, &[context]).remove(0);
+    assert_eq!((served.issued_at, &served.forecast), (direct.issued_at, &direct.forecast));
+
+    // And back, as after a roll back.
+    place.label(1);
+    assert_eq!(server.reload().await.unwrap().map(|id| id.number), Some(1));
+    assert_eq!(client.forecast(&next_hours(&["a"])).await.unwrap().remove(0), by_network);
     server.shutdown().await.unwrap();
 }
