@@ -46,7 +46,7 @@ pub use network::{
 };
 pub use pretrained::{PRETRAINED, pretrained};
 pub use rivals::{LastValue, SeasonalMean, SeasonalNaive, fall_back};
-pub use scenarios::{FEWEST_MOMENTS, GroupMember, any_step, past_risk, scenarios_from};
+pub use scenarios::{FEWEST_MOMENTS, GroupMember, any_step, any_step_corrected, past_risk, scenarios_from};
 pub use templates::{RankTemplates, TemplateLimits, TemplateSource, TemplatesError, rank_of};
 pub use trained::{MIN_HISTORY_DAYS, Origin, Trained, TrainedParts};
 pub use version::{

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use foreshard_domain::{
-    Metric, QuantileForecast, Resource, ScenarioError, ScenarioSet, SeriesForecast, ShardId, Step, Timestamp,
+    Metric, QuantileForecast, Resource, RiskCalibration, ScenarioError, ScenarioSet, SeriesForecast, ShardId, Step,
+    Timestamp,
 };
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -12,6 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use crate::RankTemplates;
 use crate::templates::{probability_of, stable_hash};
 
+/// What is less likely than this by the quantiles of every single step is told as impossible.
+const IMPOSSIBLE: f64 = 1e-6;
 /// Fewest moments from which a probability is read.
 pub const FEWEST_MOMENTS: usize = 10;
 /// How far the middle ranks of a template move when it is drawn again. Outer ones move less, so that no extreme is made that
@@ -134,6 +137,26 @@ pub fn any_step(
     let lane = templates.lane(shard, metric);
     let hits = lane.chunks_exact(templates.slots()).filter(|template| passes(templates, template, &below)).count();
     hits as f64 / templates.len().max(1) as f64
+}
+
+/// The same, corrected. What the quantiles themselves rule out, or what no load can be, stays out of the question: there is
+/// nothing in the past that it could be corrected by.
+pub fn any_step_corrected(
+    calibration: &RiskCalibration,
+    templates: Option<&RankTemplates>,
+    series: (&ShardId, Metric),
+    forecast: &QuantileForecast,
+    limit: f64,
+) -> f64 {
+    let (shard, metric) = series;
+    let largest = (0..forecast.horizon()).map(|step| forecast.exceedance(step, limit)).fold(0.0, f64::max);
+    if largest < IMPOSSIBLE {
+        return 0.0;
+    }
+    if largest > 1.0 - IMPOSSIBLE || metric.lower_bound().is_some_and(|bound| limit < bound) {
+        return 1.0;
+    }
+    calibration.apply(any_step(templates, shard, metric, forecast, limit))
 }
 
 /// Whether the ranks of a template are over the limit at any step; `below` holds P(value <= limit) by step.
@@ -284,6 +307,16 @@ mod tests {
         let twice = [series("a", Metric::CpuUtil, 0), series("a", Metric::CpuUtil, 0)];
         assert!(matches!(scenarios_from(None, &twice, 3, 1), Err(ScenarioError::Twice { .. })));
         assert!(scenarios_from(None, &[], 0, 1).is_err());
+    }
+
+    #[test]
+    fn what_is_ruled_out_is_not_corrected() {
+        let (templates, name) = (templates(), shard("a"));
+        let doubtful = RiskCalibration { bias: -0.5, slope: 0.5 };
+        let p = |limit| any_step_corrected(&doubtful, Some(&templates), (&name, Metric::CpuUtil), &forecast(), limit);
+        assert_eq!((p(-1.0), p(1e9)), (1.0, 0.0));
+        assert!((p(90.0) - doubtful.apply(0.25)).abs() < 1e-12);
+        assert!(p(10.0) >= p(90.0));
     }
 
     #[test]

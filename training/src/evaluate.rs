@@ -5,7 +5,7 @@ use foreshard_domain::{
     Contender, ContenderRole, EvaluationSection, FanWindow, QuantileForecast, QuantileLevels, RiskCalibrations, Scores,
     ShardId,
 };
-use foreshard_model::{Answer, Context, ForecastSpec, Forecaster, RankTemplates, Version, any_step};
+use foreshard_model::{Answer, Context, ForecastSpec, Forecaster, RankTemplates, Version, any_step_corrected};
 
 use crate::each::each;
 use crate::scores::{ScoreError, ScoredSeries, SeriesScores, score};
@@ -227,7 +227,7 @@ impl<'a> Entrant<'a> {
     pub(crate) fn probability(&self) -> impl Fn(&Context<'_>, &QuantileForecast, f64) -> f64 + Sync + use<'a> {
         let (templates, calibration) = (self.templates, self.risk.series);
         move |context, forecast, limit| {
-            calibration.apply(any_step(templates, context.shard, context.metric, forecast, limit))
+            any_step_corrected(&calibration, templates, (context.shard, context.metric), forecast, limit)
         }
     }
 }

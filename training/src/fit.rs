@@ -25,7 +25,7 @@ use foreshard_datasets::HistoryError;
 use foreshard_domain::{Metric, QuantileForecast, RiskCalibrations, ShardId};
 use foreshard_model::{
     Context, Features, Forecaster, Lanes, LanesError, ModelKind, NetworkError, RankTemplates, Trained, TrainedParts,
-    VersionProduct, Weights, any_step,
+    VersionProduct, Weights, any_step_corrected,
 };
 
 use crate::checkpoint::{CheckpointError, CheckpointFile, Progress, fingerprint};
@@ -173,8 +173,8 @@ impl FittedModel {
 
     /// Probability that a load exceeds `limit` at any step of a forecast of this product.
     pub fn p_any(&self, product: &str, context: &Context<'_>, forecast: &QuantileForecast, limit: f64) -> f64 {
-        let said = any_step(self.templates(product), context.shard, context.metric, forecast, limit);
-        self.risk(product).series.apply(said)
+        let (risk, templates) = (self.risk(product), self.templates(product));
+        any_step_corrected(&risk.series, templates, (context.shard, context.metric), forecast, limit)
     }
 
     /// What goes into a version folder.

@@ -16,7 +16,8 @@ use super::{Calibrations, Manifest, SCHEMA, VersionError};
 use crate::learned::read_learned;
 use crate::templates_file::read_templates;
 use crate::{
-    Answer, Context, ForecastSpec, Forecaster, Lanes, RankTemplates, Trained, TrainedParts, any_step, scenarios_from,
+    Answer, Context, ForecastSpec, Forecaster, Lanes, RankTemplates, Trained, TrainedParts, any_step_corrected,
+    scenarios_from,
 };
 
 /// A version folder in memory: every checksum verified, what was learned ready to answer.
@@ -161,8 +162,8 @@ impl Version {
 
     /// Probability that the load exceeds `limit` at any step of the forecast.
     pub fn p_any(&self, product: Product, context: &Context<'_>, forecast: &QuantileForecast, limit: f64) -> f64 {
-        let said = any_step(self.templates(product.name()), context.shard, context.metric, forecast, limit);
-        self.risk(product.name()).series.apply(said)
+        let (risk, templates) = (self.risk(product.name()), self.templates(product.name()));
+        any_step_corrected(&risk.series, templates, (context.shard, context.metric), forecast, limit)
     }
 }
 
