@@ -182,6 +182,12 @@ pub struct TrainArgs {
     /// Folder for checkpoints; training goes on from the newest one that fits
     #[arg(long, value_name = "FOLDER")]
     pub checkpoint: Option<PathBuf>,
+    /// Train only if the champion no longer fits the loads (limits in train.drift of the settings), or there is none
+    #[arg(long)]
+    pub if_drifted: bool,
+    /// Train whenever this cron expression is due, in the time zone data.zone, until stopped; such as "30 2 * * *"
+    #[arg(long, value_name = "CRON")]
+    pub schedule: Option<String>,
 }
 
 /// Rivals to compare with.
@@ -408,6 +414,18 @@ pub enum ModelsCommand {
     },
     /// Make the last good version the champion again
     Rollback(RegistryArgs),
+    /// Whether the champion still fits the loads: exit code 0 if it does, 1 if it does not
+    Drift {
+        /// History file or dated folder [default: data.history of the settings]
+        #[arg(long, value_name = "PATH")]
+        history: Option<PathBuf>,
+        /// Known events [default: data.events of the settings]
+        #[arg(long, value_name = "FILE")]
+        events: Option<PathBuf>,
+        /// Where
+        #[command(flatten)]
+        at: RegistryArgs,
+    },
 }
 
 /// Where a registry is.

@@ -36,6 +36,15 @@ pub fn print<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> S
     if !shown.ends_with('\n') {
         shown.push('\n');
     }
+    write(&shown)
+}
+
+/// Prints a line for people, at once.
+pub fn say(line: &str) -> Result<(), Failure> {
+    write(&format!("{line}\n"))
+}
+
+fn write(shown: &str) -> Result<(), Failure> {
     match std::io::stdout().lock().write_all(shown.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),

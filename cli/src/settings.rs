@@ -4,6 +4,7 @@ use foreshard_migrator::DriverConfig;
 use foreshard_migrator::postgres::{PostgresSettings, PrometheusUrl};
 use foreshard_model::ModelKind;
 use foreshard_policy::PolicySettings;
+use foreshard_training::DriftLimits;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -100,11 +101,23 @@ pub struct TrainSettings {
     /// MiB of rows of a history that are held in memory; a larger one is read through a scratch file in the registry's
     /// folder. The result does not depend on it.
     pub memory_mib: usize,
+    /// Versions of a model that `train --schedule` keeps, besides those that bear a label.
+    pub keep: usize,
+    /// From where on the champion counts as no longer fit for the loads.
+    pub drift: DriftLimits,
 }
 
 impl Default for TrainSettings {
     fn default() -> Self {
-        Self { model: ModelKind::Lstm, seed: 1, steps: 500, threads: 0, memory_mib: 512 }
+        Self {
+            model: ModelKind::Lstm,
+            seed: 1,
+            steps: 500,
+            threads: 0,
+            memory_mib: 512,
+            keep: 30,
+            drift: DriftLimits::default(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod atomic;
 mod bounded;
 mod calendar;
+mod classes;
 mod columns;
 mod decode;
 mod edges;

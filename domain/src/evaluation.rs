@@ -28,6 +28,60 @@ pub struct StepsFigure {
     pub value: Option<f64>,
 }
 
+/// What a series is like, by its values before it is forecast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SeriesClass {
+    /// Less than two weeks are known of it.
+    Young,
+    /// It repeats itself from season to season.
+    Rhythmic,
+    /// It does not, but moves little from step to step.
+    Wandering,
+    /// Neither.
+    Erratic,
+}
+
+impl SeriesClass {
+    /// All of them, in the order of reports.
+    pub const ALL: [SeriesClass; 4] =
+        [SeriesClass::Young, SeriesClass::Rhythmic, SeriesClass::Wandering, SeriesClass::Erratic];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            SeriesClass::Young => "young",
+            SeriesClass::Rhythmic => "rhythmic",
+            SeriesClass::Wandering => "wandering",
+            SeriesClass::Erratic => "erratic",
+        }
+    }
+}
+
+/// A figure of one class of series.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassFigure {
+    /// The class.
+    pub class: SeriesClass,
+    /// Series of it.
+    pub series: usize,
+    /// The figure; `None` where nothing was demanded.
+    pub value: Option<f64>,
+}
+
+/// A ratio of two losses and how sure it is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossRatio {
+    /// The ratio.
+    pub ratio: f64,
+    /// Nineteen in twenty resamples of series and windows give more.
+    pub low: f64,
+    /// Nineteen in twenty give less.
+    pub high: f64,
+}
+
 /// Figures of a set of forecasts over all series and windows. Lower is better but for coverage, whose goal is .80.
 ///
 /// Losses are twice the pinball loss, averaged over the levels .1 to .9. A figure is `None` where its denominator is
@@ -71,6 +125,9 @@ pub struct Scores {
     pub wql_by_steps: Vec<StepsFigure>,
     /// `coverage_80` of the same blocks.
     pub coverage_by_steps: Vec<StepsFigure>,
+    /// WQL of each class that has a series.
+    #[serde(default)]
+    pub wql_by_class: Vec<ClassFigure>,
     /// How well the event "any step of the window is over the limit" was foreseen; `None` where the protocol has none.
     pub event: Option<EventScores>,
 }
@@ -127,6 +184,9 @@ pub struct Contender {
     pub role: ContenderRole,
     /// Its figures.
     pub scores: Scores,
+    /// The subject's loss over this one's, below 1 where the subject is better; `None` for the subject itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject_to_it: Option<LossRatio>,
 }
 
 /// One window of one series: what was known, what was forecast, what came.

@@ -21,8 +21,8 @@ mod topology;
 
 pub use cost::{BackendKind, Consistency, CostModel, CostTerms, MoveFeatures, MovePrediction};
 pub use evaluation::{
-    Contender, ContenderRole, EvaluationReport, EvaluationSection, EventFigures, EventScores, Fact, FanWindow,
-    GateVerdict, LevelFigure, NodeRiskFigures, RiskBin, Scores, StepsFigure,
+    ClassFigure, Contender, ContenderRole, EvaluationReport, EvaluationSection, EventFigures, EventScores, Fact,
+    FanWindow, GateVerdict, LevelFigure, LossRatio, NodeRiskFigures, RiskBin, Scores, SeriesClass, StepsFigure,
 };
 pub use forecast::{
     Calibration, Fallback, ForecastError, ModelVersion, Product, Provenance, QuantileForecast, SeriesForecast,

@@ -50,7 +50,7 @@ pub use scenarios::{FEWEST_MOMENTS, GroupMember, any_step, any_step_corrected, p
 pub use templates::{RankTemplates, TemplateLimits, TemplateSource, TemplatesError, rank_of};
 pub use trained::{MIN_HISTORY_DAYS, Origin, Trained, TrainedParts};
 pub use version::{
-    Calibrations, Manifest, ProductManifest, SCHEMA, Version, VersionError, VersionParts, VersionProduct,
+    Calibrations, JudgedSpan, Manifest, ProductManifest, SCHEMA, Version, VersionError, VersionParts, VersionProduct,
     without_model, write_version,
 };
 pub use widths::{BLOCKS as WIDTH_BLOCKS, WidthFactors, WidthSample, block as width_block};

@@ -50,7 +50,7 @@ fn product(product: Product, learned: Learned) -> VersionProduct {
         events: Default::default(),
         risk: Default::default(),
     };
-    VersionProduct { trained, templates: None }
+    VersionProduct { trained, templates: None, judged: None }
 }
 
 fn parts(products: Vec<VersionProduct>) -> VersionParts {

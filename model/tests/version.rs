@@ -45,7 +45,7 @@ fn product(product: Product) -> VersionProduct {
     let risk = RiskCalibrations { series: half, groups: RiskCalibration { bias: 0.25, ..half } };
     let learned = Learned::Lstm(members);
     let trained = TrainedParts { name: product.name().to_owned(), spec, learned, widths, events: effects(), risk };
-    VersionProduct { trained, templates: Some(templates) }
+    VersionProduct { trained, templates: Some(templates), judged: None }
 }
 
 /// What four sales did, one a week.

@@ -49,7 +49,9 @@ pub(crate) fn render(data: &ReportData) -> String {
 const LEGEND: &str = "<footer>WQL: twice the pinball loss, mean over the levels .1 to .9, over the sum of demand. SQL: the \
      same by series in units of its mean day-to-day difference; geo.: geometric mean over series. MASE: mean |actual - \
      median| in that unit. Coverage: share of actual values between the .1 and .9 quantile, goal 80 %. Width: mean distance \
-     of these two over mean demand.</footer>";
+     of these two over mean demand. First to it: the loss of the first row over that of the row, and what nine in ten \
+     resamples of series and windows give. Rhythmic series repeat themselves day by day, wandering ones move little from step \
+     to step, erratic ones do neither; young ones are known for less than two weeks.</footer>";
 
 fn gate(verdict: &GateVerdict) -> String {
     let (class, head) = if verdict.promoted { ("yes", "Promoted") } else { ("no", "Not promoted") };
@@ -87,6 +89,7 @@ fn section(part: &EvaluationSection, first: bool) -> String {
         );
     }
     html.push_str(&table::scores(&part.contenders, &colors));
+    html.push_str(&table::classes(&part.contenders, &colors).unwrap_or_default());
     html.push_str(&key(&part.contenders, &colors));
     let wql = Bars { title: "WQL", remark: "by how far ahead", goal: None, of: |c| &c.scores.wql_by_steps };
     let coverage = Bars {

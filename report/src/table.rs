@@ -1,6 +1,6 @@
 //! Tables of figures, the subject beside its rivals and all beside seasonal naive.
 
-use foreshard_domain::{Contender, ContenderRole, EventFigures, NodeRiskFigures, Scores};
+use foreshard_domain::{Contender, ContenderRole, EventFigures, LossRatio, NodeRiskFigures, Scores};
 use std::fmt::Write as _;
 
 use crate::text::{escape, figure, percent};
@@ -10,7 +10,7 @@ pub(crate) fn scores(contenders: &[Contender], colors: &[&str]) -> String {
     let naive = contenders.iter().find(|c| c.role == ContenderRole::SeasonalNaive).map(|c| &c.scores);
     let mut html = String::from(
         "<table><thead><tr><th></th><th>WQL</th><th>to naive</th><th>SQL geo.</th><th>to naive</th><th>SQL</th>\
-         <th>MASE</th><th>MASE med.</th><th>coverage 80 %</th><th>width 80 %</th></tr></thead><tbody>",
+         <th>MASE</th><th>MASE med.</th><th>coverage 80 %</th><th>width 80 %</th><th>first to it</th></tr></thead><tbody>",
     );
     for (contender, color) in contenders.iter().zip(colors) {
         let s = &contender.scores;
@@ -19,7 +19,7 @@ pub(crate) fn scores(contenders: &[Contender], colors: &[&str]) -> String {
         let _ = write!(
             html,
             "<tr{class}><th><i style='background:{color}'></i>{}</th><td>{}</td>{}<td>{}</td>{}<td>{}</td><td>{}</td>\
-             <td>{}</td><td>{}</td><td>{}</td></tr>",
+             <td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             escape(&contender.name),
             figure(s.wql),
             ratio(|s| s.wql),
@@ -29,11 +29,37 @@ pub(crate) fn scores(contenders: &[Contender], colors: &[&str]) -> String {
             figure(s.mase),
             figure(s.mase_median),
             percent(s.coverage_80),
-            percent(s.width_80)
+            percent(s.width_80),
+            contender.subject_to_it.map_or_else(|| "–".to_owned(), loss_ratio)
         );
     }
     html.push_str("</tbody></table>");
     html
+}
+
+/// A ratio with its interval.
+fn loss_ratio(loss: LossRatio) -> String {
+    format!("{:.3} ({:.3} – {:.3})", loss.ratio, loss.low, loss.high)
+}
+
+/// WQL by class of series; nothing if all are of one class.
+pub(crate) fn classes(contenders: &[Contender], colors: &[&str]) -> Option<String> {
+    let classes = contenders.first().map(|c| &c.scores.wql_by_class).filter(|classes| classes.len() > 1)?;
+    let mut html = String::from("<h3>WQL by class of series</h3><table><thead><tr><th></th>");
+    for class in classes {
+        let _ = write!(html, "<th>{} ({})</th>", class.class.name(), class.series);
+    }
+    html.push_str("</tr></thead><tbody>");
+    for (contender, color) in contenders.iter().zip(colors) {
+        let _ = write!(html, "<tr><th><i style='background:{color}'></i>{}</th>", escape(&contender.name));
+        for class in classes {
+            let own = contender.scores.wql_by_class.iter().find(|own| own.class == class.class);
+            let _ = write!(html, "<td>{}</td>", figure(own.and_then(|own| own.value)));
+        }
+        html.push_str("</tr>");
+    }
+    html.push_str("</tbody></table>");
+    Some(html)
 }
 
 /// A ratio to seasonal naive: below one is better, and says so in colour and shape.

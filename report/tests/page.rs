@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use foreshard_domain::{
-    Contender, ContenderRole, EvaluationSection, EventFigures, EventScores, Fact, FanWindow, GateVerdict, LevelFigure,
-    Metric, NodeRiskFigures, QuantileForecast, QuantileLevels, RiskBin, Scores, ShardId, Step, StepsFigure, Timestamp,
+    ClassFigure, Contender, ContenderRole, EvaluationSection, EventFigures, EventScores, Fact, FanWindow, GateVerdict,
+    LevelFigure, LossRatio, Metric, NodeRiskFigures, QuantileForecast, QuantileLevels, RiskBin, Scores, SeriesClass,
+    ShardId, Step, StepsFigure, Timestamp,
 };
 use foreshard_report::{ReportData, evaluation_html};
 
@@ -33,6 +34,9 @@ fn scores(wql: f64) -> Scores {
         below_by_level: [0.1, 0.5, 0.9].map(|level| LevelFigure { level, value: level * 0.9 + 0.03 }).to_vec(),
         wql_by_steps: blocks(wql),
         coverage_by_steps: blocks(0.78),
+        wql_by_class: [(SeriesClass::Rhythmic, 41, 1.0), (SeriesClass::Erratic, 19, 1.7)]
+            .map(|(class, series, factor)| ClassFigure { class, series, value: Some(wql * factor) })
+            .to_vec(),
         event: Some(EventScores { windows: 700, rate: 0.13, brier: event, mean_probability: event }),
     }
 }
@@ -57,7 +61,11 @@ fn fan() -> FanWindow {
 }
 
 fn data() -> ReportData {
-    let contender = |name: &str, role, wql| Contender { name: name.into(), role, scores: scores(wql) };
+    let contender = |name: &str, role, wql| {
+        let other = role != ContenderRole::Subject;
+        let subject_to_it = other.then_some(LossRatio { ratio: 0.108 / wql, low: 0.7, high: 0.9666 });
+        Contender { name: name.into(), role, scores: scores(wql), subject_to_it }
+    };
     ReportData {
         title: "lstm/7 <script>alert(1)</script>".into(),
         provenance: vec![Fact { name: "trained until".into(), value: "2024-05-01T00:00:00Z".into() }],
@@ -100,6 +108,9 @@ fn everything_is_on_the_page() {
         "<svg",
         "0.0912",
         "12.7 %",
+        "0.771 (0.700 – 0.967)",
+        "erratic (19)",
+        "0.1836",
     ] {
         assert!(html.contains(text), "{text}");
     }

@@ -42,7 +42,7 @@ fn write_of(place: &Place, number: u64, learned: fn(&ForecastSpec) -> Learned) {
         let (name, learned) = (product.name().to_owned(), learned(&spec));
         let (events, risk) = (EventEffects::default(), Default::default());
         let trained = TrainedParts { name, spec, learned, widths: None, events, risk };
-        VersionProduct { trained, templates: None }
+        VersionProduct { trained, templates: None, judged: None }
     };
     let parts = VersionParts {
         model: "load".to_owned(),

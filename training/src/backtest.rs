@@ -9,8 +9,8 @@ use foreshard_datasets::{
     BoundedHistory, EvalSeries, Event, EventCalendar, HistoryError, LeftOut, LeftOutReason, Protocol, Refit,
     ScaleBasis, Target,
 };
-use foreshard_domain::{ContenderRole, EvaluationSection, FanWindow, Metric, ShardId, Step, Timestamp};
-use foreshard_model::{ForecastSpec, Forecaster, LastValue, MIN_HISTORY_DAYS, SeasonalMean, SeasonalNaive};
+use foreshard_domain::{ClassFigure, ContenderRole, EvaluationSection, FanWindow, Metric, ShardId, Step, Timestamp};
+use foreshard_model::{ForecastSpec, Forecaster, JudgedSpan, LastValue, MIN_HISTORY_DAYS, SeasonalMean, SeasonalNaive};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -19,9 +19,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::evaluate::{Entrant, EvaluateError};
-use crate::gate::Contest;
+use crate::gate::{ClassRatio, Contest};
 use crate::judge::{Bench, Candidate, Judged};
 use crate::scores::ScoreError;
+use crate::significance::class_loss_ratio;
 use crate::{SeriesSource, TrainSeries};
 
 /// Most windows of a series.
@@ -215,6 +216,14 @@ impl BacktestPlan {
         self.all_series().map(|s| s.first_window).max()
     }
 
+    /// What a product is judged on; `None` for one without windows.
+    pub fn judged(&self, product: &str) -> Option<JudgedSpan> {
+        let series = self.windows.iter().filter(|w| w.product == product).flat_map(|w| &w.series);
+        let from = series.map(|s| s.first_window).max()?;
+        let until = end_of(&self.history)?;
+        Some(JudgedSpan { from, until })
+    }
+
     /// The first moment of the data.
     pub fn trained_from(&self) -> Option<Timestamp> {
         self.all_series().map(|s| s.start).min()
@@ -273,7 +282,13 @@ impl SeriesSource for BacktestPlan {
     }
 }
 
-fn protocol(product: &str, spec: &ForecastSpec, metric: Metric, windows: usize) -> Protocol {
+/// The first moment after a history: its last row covers the time up to the next one.
+pub(crate) fn end_of(history: &BoundedHistory) -> Option<Timestamp> {
+    let (_, last) = history.span()?;
+    Some(last.plus_ms(history.native_step().map_or(0, Step::as_ms)))
+}
+
+pub(crate) fn protocol(product: &str, spec: &ForecastSpec, metric: Metric, windows: usize) -> Protocol {
     let season = i64::try_from(spec.season_steps).unwrap_or(1).saturating_mul(spec.step.as_ms());
     Protocol {
         name: product.to_owned(),
@@ -377,15 +392,16 @@ impl MetricBacktest<'_> {
             champion: self.champion.as_ref().map(|c| &c.scores),
             naive: &self.naive.scores,
             rivals: self.rivals.iter().map(|r| (r.name.as_str(), &r.scores)).collect(),
+            classes: self.champion.as_ref().map_or_else(Vec::new, |champion| class_ratios(&self.challenger, champion)),
         }
     }
 
     /// The part of the report on these windows.
     pub fn section(&self) -> EvaluationSection {
-        let mut contenders = vec![self.challenger.contender(ContenderRole::Subject)];
-        contenders.extend(self.champion.as_ref().map(|c| c.contender(ContenderRole::Champion)));
-        contenders.push(self.naive.contender(ContenderRole::SeasonalNaive));
-        contenders.extend(self.rivals.iter().map(|rival| rival.contender(ContenderRole::Rival)));
+        let mut contenders = vec![self.challenger.contender(ContenderRole::Subject, &self.challenger)];
+        contenders.extend(self.champion.as_ref().map(|c| c.contender(ContenderRole::Champion, &self.challenger)));
+        contenders.push(self.naive.contender(ContenderRole::SeasonalNaive, &self.challenger));
+        contenders.extend(self.rivals.iter().map(|rival| rival.contender(ContenderRole::Rival, &self.challenger)));
         EvaluationSection {
             name: format!("{}, {}", self.windows.product, self.windows.metric),
             step: self.windows.protocol.step,
@@ -394,6 +410,15 @@ impl MetricBacktest<'_> {
             node_risk: None,
         }
     }
+}
+
+/// How each class of series fares under the challenger.
+fn class_ratios(challenger: &Judged, champion: &Judged) -> Vec<ClassRatio> {
+    let of = |figure: &ClassFigure| {
+        let loss = class_loss_ratio(&challenger.by_series, &champion.by_series, figure.class)?;
+        Some(ClassRatio { class: figure.class, series: figure.series, loss })
+    };
+    challenger.scores.wql_by_class.iter().filter_map(of).collect()
 }
 
 #[cfg(test)]

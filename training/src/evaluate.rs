@@ -9,6 +9,7 @@ use foreshard_model::{Answer, Context, ForecastSpec, Forecaster, RankTemplates, 
 
 use crate::each::each;
 use crate::scores::{ScoreError, ScoredSeries, SeriesScores, score};
+use crate::significance::loss_ratio;
 
 /// The probability that any step of the window is over a limit, given context, forecast and limit.
 pub type EventProbability<'a> = &'a (dyn Fn(&Context<'_>, &QuantileForecast, f64) -> f64 + Sync);
@@ -240,10 +241,13 @@ pub fn section(
     protocol: &Protocol,
     evaluations: &[(ContenderRole, &Evaluation)],
 ) -> EvaluationSection {
+    let subject = evaluations.first().map(|(_, subject)| *subject);
+    let beside = |e: &Evaluation| loss_ratio(&subject?.by_series, &e.by_series);
     let contender = |(role, e): &(ContenderRole, &Evaluation)| Contender {
         name: e.name.clone(),
         role: *role,
         scores: e.scores.clone(),
+        subject_to_it: if *role == ContenderRole::Subject { None } else { beside(e) },
     };
     EvaluationSection {
         name: name.to_owned(),

@@ -182,6 +182,7 @@ impl FittedModel {
         let part = |p: &FittedProduct| VersionProduct {
             trained: p.trained.parts().clone(),
             templates: (!p.templates.is_empty()).then(|| p.templates.clone()),
+            judged: None,
         };
         self.products.values().map(part).collect()
     }

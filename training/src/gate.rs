@@ -1,9 +1,11 @@
 //! Whether a new version may serve: better than seasonal naive and than the best rival, and not worse than the champion, on
 //! the same windows (F3).
 
-use foreshard_domain::{GateVerdict, Scores};
+use foreshard_domain::{GateVerdict, LossRatio, Scores, SeriesClass};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+use crate::statistics::mean;
 
 /// What a version has to keep to be promoted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,11 @@ pub struct GateLimits {
     pub ratio_to_rival: f64,
     /// WQL over that of the champion, geometric mean, must not be above this.
     pub ratio_to_champion: f64,
+    /// WQL over that of the champion of one class of series of a product and metric, beyond what chance can make of it, must not
+    /// be above this.
+    pub class_ratio_to_champion: f64,
+    /// How much further from .80 than the champion's the coverage of a product may be.
+    pub coverage_from_champion: f64,
     /// Least coverage of the .1 to .9 interval of each product, mean over its metrics.
     pub least_coverage: f64,
     /// Highest coverage of the same: intervals that hold everything say nothing.
@@ -30,6 +37,8 @@ impl Default for GateLimits {
             worst_ratio_to_naive: 1.1,
             ratio_to_rival: 1.0,
             ratio_to_champion: 1.02,
+            class_ratio_to_champion: 1.02,
+            coverage_from_champion: 0.03,
             least_coverage: 0.6,
             most_coverage: 0.95,
         }
@@ -51,7 +60,25 @@ pub struct Contest<'a> {
     pub naive: &'a Scores,
     /// Other rivals, by name.
     pub rivals: Vec<(&'a str, &'a Scores)>,
+    /// The challenger's loss over the champion's by class of series, where there is a champion.
+    pub classes: Vec<ClassRatio>,
 }
+
+/// How a class of series fares under the challenger, beside the champion.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClassRatio {
+    /// The class.
+    pub class: SeriesClass,
+    /// Series of it.
+    pub series: usize,
+    /// The challenger's loss over the champion's.
+    pub loss: LossRatio,
+}
+
+/// Least series of a class before it decides: fewer are anecdotes.
+const LEAST_OF_CLASS: usize = 5;
+/// The goal of the 80 % interval.
+const COVERAGE_GOAL: f64 = 0.8;
 
 /// Added to both sides of a ratio: losses of less than a thousandth of the demand do not tell forecasters apart, and a
 /// metric that never changes must not decide by the last digit.
@@ -70,7 +97,9 @@ fn check(passed: bool, reason: String) -> Check {
 /// Decides from figures alone. `withdrawn` are products that the champion offers and the challenger does not.
 ///
 /// Promotion takes all of: something to compare, the same windows for everybody, better than seasonal naive over all, in no
-/// part much worse, better than the best rival, not worse than the champion beyond the stated margin, coverage inside its bounds, no product less.
+/// part much worse, better than the best rival, not worse than the champion beyond the stated margin, no class of series worse
+/// than under the champion beyond it and beyond chance, coverage inside its bounds and not much further from its goal than the
+/// champion's, no product less.
 pub fn gate(contests: &[Contest<'_>], withdrawn: &[String], limits: &GateLimits) -> GateVerdict {
     let mut checks = Vec::new();
     if contests.iter().all(|c| c.challenger.wql.is_none()) {
@@ -80,6 +109,7 @@ pub fn gate(contests: &[Contest<'_>], withdrawn: &[String], limits: &GateLimits)
     checks.extend(against_naive(contests, limits));
     checks.extend(against_rivals(contests, limits));
     checks.extend(against_champion(contests, limits));
+    checks.extend(classes(contests, limits));
     checks.extend(coverage(contests, limits));
     let gone =
         |product: &String| check(false, format!("{product} would no longer be offered, but the champion offers it"));
@@ -156,184 +186,60 @@ fn against_champion(contests: &[Contest<'_>], limits: &GateLimits) -> Option<Che
     Some(check(held, format!("{word} the champion: WQL {mean:.3} of its, limit {:.3}", limits.ratio_to_champion)))
 }
 
+/// Classes that lose: nothing is said of those that do not.
+fn classes(contests: &[Contest<'_>], limits: &GateLimits) -> Vec<Check> {
+    let limit = limits.class_ratio_to_champion;
+    let loses = |c: &&ClassRatio| c.series >= LEAST_OF_CLASS && c.loss.ratio > limit && c.loss.low > 1.0;
+    let told = |contest: &Contest<'_>, c: &ClassRatio| {
+        let LossRatio { ratio, low, high } = c.loss;
+        let (class, n) = (c.class.name(), c.series);
+        let place = format!("{}, {}", contest.product, contest.metric);
+        check(
+            false,
+            format!(
+                "{place}: {n} {class} series are worse off than under the champion: WQL {ratio:.3} of its ({low:.3} to {high:.3}), limit {limit:.3}"
+            ),
+        )
+    };
+    contests.iter().flat_map(|contest| contest.classes.iter().filter(loses).map(move |c| told(contest, c))).collect()
+}
+
+/// Mean over the metrics of a product of the 80 % coverage that `of` says.
+fn mean_coverage<'a>(
+    contests: &[Contest<'a>],
+    product: &str,
+    of: impl Fn(&Contest<'a>) -> Option<&'a Scores>,
+) -> Option<f64> {
+    let of_product = contests.iter().filter(|c| c.product == product);
+    let covered: Vec<f64> = of_product.filter_map(|c| of(c)?.coverage_80).collect();
+    mean(&covered)
+}
+
 fn coverage(contests: &[Contest<'_>], limits: &GateLimits) -> Vec<Check> {
     let mut products: Vec<&str> = contests.iter().map(|c| c.product).collect();
     products.dedup();
-    let of_product = |product: &&str| {
-        let covered = contests.iter().filter(|c| c.product == *product).filter_map(|c| c.challenger.coverage_80);
-        let (sum, n) = covered.fold((0.0, 0.0), |(sum, n), c| (sum + c, n + 1.0));
-        let mean = sum / n;
+    let percent = |share: f64| share * 100.0;
+    let inside = |product: &&str| {
+        let mean = mean_coverage(contests, product, |c| Some(c.challenger))?;
         let inside = (limits.least_coverage..=limits.most_coverage).contains(&mean);
-        let reason = format!(
-            "{product}: the 80 % interval holds {:.1} % of what came, allowed {:.0} to {:.0} %",
-            mean * 100.0,
-            limits.least_coverage * 100.0,
-            limits.most_coverage * 100.0
-        );
-        (n > 0.0).then(|| check(inside, reason))
+        let (mean, least, most) = (percent(mean), percent(limits.least_coverage), percent(limits.most_coverage));
+        let reason =
+            format!("{product}: the 80 % interval holds {mean:.1} % of what came, allowed {least:.0} to {most:.0} %");
+        Some(check(inside, reason))
     };
-    products.iter().filter_map(of_product).collect()
+    let kept = |product: &&str| {
+        let mean = mean_coverage(contests, product, |c| Some(c.challenger))?;
+        let before = mean_coverage(contests, product, |c| c.champion)?;
+        let further = (mean - COVERAGE_GOAL).abs() - (before - COVERAGE_GOAL).abs();
+        let (mean, before, limit) = (percent(mean), percent(before), percent(limits.coverage_from_champion));
+        let reason = format!(
+            "{product}: the 80 % interval holds {mean:.1} % of what came, the champion's {before:.1} %; at most {limit:.0} points further off are allowed"
+        );
+        // Rounding must not decide at the limit itself.
+        (further > limits.coverage_from_champion + 1e-9).then(|| check(false, reason))
+    };
+    products.iter().filter_map(inside).chain(products.iter().filter_map(kept)).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scores(wql: f64, coverage: f64) -> Scores {
-        let known = wql.is_finite() || wql.is_nan();
-        Scores {
-            series: 3,
-            windows: 2,
-            points: 288,
-            wql: known.then_some(wql),
-            coverage_80: Some(coverage),
-            ..Scores::default()
-        }
-    }
-
-    fn judge(challenger: &Scores, champion: Option<&Scores>, naive: &Scores) -> GateVerdict {
-        let contest =
-            Contest { product: "next_hours", metric: "cpu_util", challenger, champion, naive, rivals: Vec::new() };
-        gate(&[contest], &[], &GateLimits::default())
-    }
-
-    #[test]
-    fn f3_nothing_that_lost_its_backtest_is_promoted() {
-        // WQL and coverage of the challenger, WQL of champion and naive, verdict, what a reason says.
-        type Row = (f64, f64, Option<f64>, f64, bool, &'static str);
-        let table: [Row; 12] = [
-            (0.10, 0.80, None, 0.14, true, "better than seasonal naive: WQL 0.716"),
-            (0.14, 0.80, None, 0.14, false, "not better than seasonal naive: WQL 1.000"),
-            (0.15, 0.80, None, 0.14, false, "not better than seasonal naive"),
-            (0.10, 0.80, Some(0.10), 0.14, true, "not worse than the champion: WQL 1.000"),
-            (0.10, 0.80, Some(0.12), 0.14, true, "not worse than the champion: WQL 0.835"),
-            (0.101, 0.80, Some(0.10), 0.14, true, "limit 1.020"),
-            (0.11, 0.80, Some(0.10), 0.14, false, "worse than the champion: WQL 1.099"),
-            (0.10, 0.59, None, 0.14, false, "holds 59.0 % of what came, allowed 60 to 95 %"),
-            (0.10, 0.96, None, 0.14, false, "holds 96.0 %"),
-            (f64::NAN, 0.80, None, 0.14, false, "its WQL is not a number"),
-            (f64::INFINITY, 0.80, None, 0.14, false, "nothing was proved"),
-            (0.0, 0.80, Some(0.0), 0.14, true, "WQL 1.000 of its"),
-        ];
-        for (wql, coverage, champion, naive, promoted, says) in table {
-            let champion = champion.map(|w| scores(w, 0.8));
-            let verdict = judge(&scores(wql, coverage), champion.as_ref(), &scores(naive, 0.8));
-            assert_eq!(verdict.promoted, promoted, "{wql} {champion:?}: {:?}", verdict.reasons);
-            assert!(verdict.reasons.iter().any(|r| r.contains(says)), "{says}: {:?}", verdict.reasons);
-        }
-    }
-
-    #[test]
-    fn failed_checks_are_told_first() {
-        let verdict = judge(&scores(0.10, 0.5), None, &scores(0.14, 0.8));
-        assert!(verdict.reasons[0].contains("80 % interval"), "{:?}", verdict.reasons);
-        assert_eq!(verdict.reasons.len(), 2);
-    }
-
-    #[test]
-    fn f3_other_windows_prove_nothing() {
-        let other = Scores { points: 287, ..scores(0.14, 0.8) };
-        let verdict = judge(&scores(0.10, 0.8), None, &other);
-        assert!(!verdict.promoted && verdict.reasons[0].contains("the same windows"));
-        assert!(!gate(&[], &[], &GateLimits::default()).promoted);
-    }
-
-    #[test]
-    fn a_product_is_not_taken_away() {
-        let (challenger, naive) = (scores(0.1, 0.8), scores(0.14, 0.8));
-        let contest = Contest {
-            product: "next_hours",
-            metric: "cpu_util",
-            challenger: &challenger,
-            champion: None,
-            naive: &naive,
-            rivals: Vec::new(),
-        };
-        let verdict = gate(&[contest], &["next_day".to_owned()], &GateLimits::default());
-        assert!(!verdict.promoted && verdict.reasons[0].contains("next_day would no longer be offered"));
-    }
-
-    #[test]
-    fn gains_elsewhere_pay_for_a_little_loss_but_not_for_a_large_one() {
-        let naive = scores(0.2, 0.8);
-        let verdict = |second: f64| {
-            let (good, poor) = (scores(0.1, 0.8), scores(second, 0.8));
-            let (champion, naive) = (None, &naive);
-            let contest = |metric, challenger| Contest {
-                product: "next_day",
-                metric,
-                challenger,
-                champion,
-                naive,
-                rivals: Vec::new(),
-            };
-            gate(&[contest("cpu_util", &good), contest("io_ops", &poor)], &[], &GateLimits::default())
-        };
-        assert!(verdict(0.21).promoted);
-        let refused = verdict(0.25);
-        assert!(!refused.promoted && refused.reasons[0].contains("io_ops: WQL 1.249"), "{:?}", refused.reasons);
-    }
-
-    #[test]
-    fn a_metric_that_never_changes_does_not_decide() {
-        // Seasonal naive is perfect on a constant; being off by a ten-thousandth of it is no loss.
-        let verdict = judge(&scores(0.0001, 0.9), None, &scores(0.0, 1.0));
-        assert!(!verdict.promoted);
-        let (good, flat) = (scores(0.1, 0.8), scores(0.00005, 0.9));
-        let (naive, perfect) = (scores(0.2, 0.8), scores(0.0, 1.0));
-        let contests = [
-            Contest {
-                product: "p",
-                metric: "cpu_util",
-                challenger: &good,
-                champion: None,
-                naive: &naive,
-                rivals: vec![("last_value", &naive)],
-            },
-            Contest {
-                product: "p",
-                metric: "mem_util",
-                challenger: &flat,
-                champion: None,
-                naive: &perfect,
-                rivals: vec![("last_value", &perfect)],
-            },
-        ];
-        assert!(gate(&contests, &[], &GateLimits::default()).promoted);
-    }
-
-    #[test]
-    fn f3_the_best_rival_over_all_parts_has_to_be_beaten() {
-        let (naive, ours) = (scores(0.2, 0.8), scores(0.1, 0.8));
-        let verdict = |ridge: [f64; 2], last: [f64; 2]| {
-            let (ridge, last) = (ridge.map(|wql| scores(wql, 0.8)), last.map(|wql| scores(wql, 0.8)));
-            let contest = |metric, i: usize| Contest {
-                product: "next_hours",
-                metric,
-                challenger: &ours,
-                champion: None,
-                naive: &naive,
-                rivals: vec![("last_value", &last[i]), ("ridge", &ridge[i])],
-            };
-            gate(&[contest("cpu_util", 0), contest("io_ops", 1)], &[], &GateLimits::default())
-        };
-        // One part lost to ridge is paid for by the other; the mean of ridge is the nearest.
-        let passed = verdict([0.09, 0.12], [0.3, 0.3]);
-        assert!(passed.promoted, "{:?}", passed.reasons);
-        let says = |verdict: &GateVerdict, text: &str| verdict.reasons.iter().any(|r| r.contains(text));
-        assert!(says(&passed, "better than the best rival, ridge: WQL 0.963"), "{:?}", passed.reasons);
-        let refused = verdict([0.3, 0.3], [0.09, 0.1]);
-        assert!(!refused.promoted && refused.reasons[0].starts_with("not better than the best rival, last_value"));
-        assert!(!verdict([0.1, 0.1], [0.3, 0.3]).promoted, "as good is not better");
-        let other = Scores { points: 1, ..scores(0.3, 0.8) };
-        let contest = Contest {
-            product: "p",
-            metric: "cpu_util",
-            challenger: &ours,
-            champion: None,
-            naive: &naive,
-            rivals: vec![("ridge", &other)],
-        };
-        assert!(says(&gate(&[contest], &[], &GateLimits::default()), "the same windows"));
-    }
-}
+mod tests;

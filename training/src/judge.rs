@@ -7,6 +7,7 @@ use foreshard_model::Forecaster;
 use crate::each::each;
 use crate::evaluate::{Entrant, EvaluateError, EventProbability, answer, check_fit, fan, picks};
 use crate::scores::{ScoredSeries, SeriesScores, Tallied, total};
+use crate::significance::loss_ratio;
 
 /// How good a forecaster was in all windows; what it said is not kept.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,9 +21,11 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// As it stands in a report.
-    pub fn contender(&self, role: ContenderRole) -> Contender {
-        Contender { name: self.name.clone(), role, scores: self.scores.clone() }
+    /// As it stands in a report beside the one that the report is about.
+    pub fn contender(&self, role: ContenderRole, subject: &Judged) -> Contender {
+        let other = role != ContenderRole::Subject;
+        let subject_to_it = if other { loss_ratio(&subject.by_series, &self.by_series) } else { None };
+        Contender { name: self.name.clone(), role, scores: self.scores.clone(), subject_to_it }
     }
 }
 

@@ -123,6 +123,7 @@ pub fn train_version_of(
     options: &TrainOptions<'_>,
     control: &mut FitControl<'_>,
 ) -> Result<TrainReport, PipelineError> {
+    let _turn = registry.training(model)?;
     // Labels that cannot be read are told before hours of fitting, not after.
     let champion_before = registry.labels(model)?.champion;
     let params = spec.params();
@@ -231,10 +232,12 @@ fn version_parts(
 ) -> Result<VersionParts, PipelineError> {
     let metrics: BTreeSet<Metric> = told.plan.windows.iter().map(|w| w.metric).collect();
     let (from, until) = (told.plan.trained_from(), told.plan.trained_until());
+    let mut products = told.fitted.version_products();
+    products.iter_mut().for_each(|p| p.judged = told.plan.judged(&p.trained.name));
     Ok(VersionParts {
         model: told.id.model.clone(),
         number: told.id.number,
-        products: told.fitted.version_products(),
+        products,
         metrics: metrics.into_iter().collect(),
         trained_from: from.unwrap_or_default(),
         trained_until: until.unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use foreshard_model::{Manifest, Version, VersionError};
 use serde::Serialize;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use crate::cost::CostRegistry;
@@ -11,6 +11,7 @@ use crate::numbered::{FileError, Reservation, at, published, replace_file};
 
 const LABELS_FILE: &str = "labels.json";
 const LOCK_FILE: &str = ".lock";
+const TRAINING_FILE: &str = ".training";
 /// Name that no model may have: the cost models live there.
 const RESERVED: &str = "cost";
 /// What a version folder is called while it is being deleted.
@@ -50,6 +51,16 @@ pub enum RegistryError {
         #[source]
         source: serde_json::Error,
     },
+    /// Somebody else is training.
+    #[error(
+        "another process is training model {model}; wait until it is done (it holds {})", path.display()
+    )]
+    Busy {
+        /// The model.
+        model: String,
+        /// The file that it holds.
+        path: PathBuf,
+    },
     /// A rollback without a version to go back to.
     #[error("model {model} has no good version before its champion to roll back to; promote one by its number")]
     NothingBefore {
@@ -75,6 +86,12 @@ fn listed(numbers: &[u64]) -> String {
     }
     let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
     format!("there are {}", numbers.join(", "))
+}
+
+/// The turn of one trainer of a model; ends when dropped.
+#[derive(Debug)]
+pub struct TrainingTurn {
+    _file: File,
 }
 
 /// One version as a list shows it.
@@ -280,6 +297,22 @@ impl Registry {
             back.champion.map_or(Ok(()), |number| self.load(model, number).map(|_| ()))?;
             Ok(back)
         })
+    }
+
+    /// Keeps other trainers of a model out while it is held; a process that dies lets go of it.
+    ///
+    /// # Errors
+    /// [`RegistryError::Busy`] if somebody holds it, [`RegistryError::Name`] or [`RegistryError::File`].
+    pub fn training(&self, model: &str) -> Result<TrainingTurn, RegistryError> {
+        let folder = self.folder(model)?;
+        fs::create_dir_all(&folder).map_err(at("create folder", &folder))?;
+        let path = folder.join(TRAINING_FILE);
+        let file = File::create(&path).map_err(at("create", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(TrainingTurn { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(RegistryError::Busy { model: model.to_owned(), path }),
+            Err(TryLockError::Error(error)) => Err(at("lock", &path)(error).into()),
+        }
     }
 
     /// Deletes the oldest versions until `keep` are left; versions that bear a label stay. Returns what was deleted.

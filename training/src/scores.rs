@@ -7,7 +7,8 @@ mod series;
 
 use foreshard_datasets::{EvalSeries, Protocol};
 use foreshard_domain::{
-    EventFigures, EventScores, LevelFigure, Metric, QuantileForecast, QuantileLevels, Scores, ShardId, StepsFigure,
+    ClassFigure, EventFigures, EventScores, LevelFigure, Metric, QuantileForecast, QuantileLevels, Scores, SeriesClass,
+    ShardId, StepsFigure,
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub struct SeriesScores {
     pub shard: ShardId,
     /// Of what.
     pub metric: Metric,
+    /// What it is like.
+    pub class: SeriesClass,
     /// Observed steps.
     pub points: usize,
     /// Loss over demand; `None` without demand.
@@ -62,6 +65,8 @@ pub struct SeriesScores {
     pub events: usize,
     /// Loss over demand of each window.
     pub wql_by_window: Vec<Option<f64>>,
+    /// Loss of each window.
+    pub loss_by_window: Vec<f64>,
 }
 
 /// Why forecasts cannot be scored.
@@ -209,8 +214,18 @@ fn overall(tallies: &[&Tally], levels: &[f64], deciles: &[usize; 9], windows: us
         coverage_by_steps: blocks(horizon, |steps| {
             ratio(count(&|t| t.inside_in(&steps)) as f64, count(&|t| t.points_in(&steps)) as f64)
         }),
+        wql_by_class: by_class(tallies),
         event: event(tallies),
     }
+}
+
+fn by_class(tallies: &[&Tally]) -> Vec<ClassFigure> {
+    let figure = |class: SeriesClass| {
+        let of: Vec<&&Tally> = tallies.iter().filter(|t| t.class == class).collect();
+        let (loss, demand) = of.iter().fold((0.0, 0.0), |(l, d), t| (l + t.loss(), d + t.demand()));
+        (!of.is_empty()).then(|| ClassFigure { class, series: of.len(), value: ratio(loss, demand) })
+    };
+    SeriesClass::ALL.into_iter().filter_map(figure).collect()
 }
 
 fn of_series(one: &Tallied, loss: f64) -> SeriesScores {
@@ -218,6 +233,7 @@ fn of_series(one: &Tallied, loss: f64) -> SeriesScores {
     SeriesScores {
         shard: one.shard.clone(),
         metric: one.metric,
+        class: tally.class,
         points: tally.points(),
         wql: ratio(tally.loss(), tally.demand()),
         sql: tally.scaled_loss(),
@@ -228,6 +244,7 @@ fn of_series(one: &Tallied, loss: f64) -> SeriesScores {
         threshold: tally.threshold,
         events: tally.events.iter().filter(|e| e.happened).count(),
         wql_by_window: tally.windows.iter().map(|w| ratio(w.loss, w.demand)).collect(),
+        loss_by_window: tally.windows.iter().map(|w| w.loss).collect(),
     }
 }
 

@@ -111,7 +111,13 @@ fn a_version_is_trained_judged_published_and_promoted() {
     let second = train(&history_until(46, None), &spec, &registry, GateLimits::default()).unwrap();
     assert_eq!(second.version.number, 2);
     assert_eq!(second.promoted, second.evaluation.verdict.as_ref().unwrap().promoted);
-    assert!(second.evaluation.sections[0].contenders.iter().any(|c| c.name == "lstm/1"));
+    let contenders = &second.evaluation.sections[0].contenders;
+    let champion = contenders.iter().find(|c| c.name == "lstm/1").unwrap();
+    let (ours, loss) = (contenders[0].scores.wql.unwrap(), champion.subject_to_it.unwrap());
+    assert!((loss.ratio - ours / champion.scores.wql.unwrap()).abs() < 1e-9, "{loss:?}");
+    assert!(loss.low <= loss.ratio && loss.ratio <= loss.high && contenders[0].subject_to_it.is_none());
+    let of_class: usize = contenders[0].scores.wql_by_class.iter().map(|c| c.series).sum();
+    assert_eq!(of_class, contenders[0].scores.series);
     let champion = if second.promoted { 2 } else { 1 };
     assert_eq!(registry.labels("lstm").unwrap().champion, Some(champion), "{:?}", second.reasons);
 }

@@ -27,7 +27,7 @@ fn parts(model: &str, number: u64) -> VersionParts {
     VersionParts {
         model: model.into(),
         number,
-        products: vec![VersionProduct { trained, templates: None }],
+        products: vec![VersionProduct { trained, templates: None, judged: None }],
         metrics: vec![Metric::CpuUtil],
         trained_from: Timestamp::from_ms(0),
         trained_until: Timestamp::from_ms(300_000),
@@ -179,4 +179,20 @@ fn mistakes_are_told_with_the_way_out() {
     }
     fs::remove_file(dir.path().join("registry/m/labels.json")).unwrap();
     assert_eq!(registry.promote("m", 1).unwrap().champion, Some(1));
+}
+
+#[test]
+fn one_trainer_at_a_time() {
+    let (_dir, registry) = registry();
+    let turn = registry.training("m").unwrap();
+    let error = registry.training("m").unwrap_err();
+    assert!(matches!(&error, RegistryError::Busy { model, .. } if model == "m"), "{error}");
+    assert!(error.to_string().contains("wait until it is done"), "{error}");
+    let other = registry.training("other").unwrap();
+    drop(turn);
+    registry.training("m").unwrap();
+    drop(other);
+    assert_eq!(registry.numbers("m").unwrap(), Vec::<u64>::new(), "the lock is no version");
+    publish(&registry, "m");
+    assert_eq!(registry.list("m").unwrap().len(), 1);
 }

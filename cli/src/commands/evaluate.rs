@@ -16,7 +16,7 @@ use std::path::Path;
 use self::answered::{Answered, Trained, lags_only, trained};
 use crate::args::{Compare, EvaluateArgs, Evaluated};
 use crate::commands::progress::Progress;
-use crate::commands::{events, path, percent};
+use crate::commands::{events, loss_ratio, path, percent};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
@@ -226,7 +226,8 @@ fn text(report: &EvaluationReport) -> String {
     for section in &report.sections {
         let naive = section.contenders.iter().find(|c| c.role == ContenderRole::SeasonalNaive);
         let rows: Vec<Vec<String>> = section.contenders.iter().map(|c| row(c, naive)).collect();
-        let header = ["forecaster", "wql", "to naive", "sql_geo", "mase", "cover 80 %", "brier of event"];
+        let header =
+            ["forecaster", "wql", "to naive", "sql_geo", "mase", "cover 80 %", "brier of event", "first to it"];
         text.push_str(&format!("\n{}", output::table(&header, &rows)));
         text.push_str(&section.node_risk.as_ref().map(risk_text).unwrap_or_default());
     }
@@ -266,5 +267,6 @@ fn row(contender: &Contender, naive: Option<&Contender>) -> Vec<String> {
         figure(s.mase_median),
         s.coverage_80.map_or("-".to_owned(), percent),
         figure(brier),
+        loss_ratio(contender),
     ]
 }

@@ -19,6 +19,7 @@ mod local;
 mod progress;
 
 use foreshard_datasets::{EventCalendar, read_events};
+use foreshard_domain::{Contender, LossRatio};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
@@ -39,6 +40,12 @@ fn path<'a>(flag: &'a Option<PathBuf>, setting: &'a Path) -> &'a Path {
 fn events(file: &Path) -> Result<Arc<EventCalendar>, Failure> {
     let events = if file.as_os_str().is_empty() { Vec::new() } else { read_events(file)? };
     Ok(Arc::new(EventCalendar::new(events)))
+}
+
+/// The loss of the first in a table over that of a contender, and the interval of it.
+fn loss_ratio(contender: &Contender) -> String {
+    let shown = |r: LossRatio| format!("{:.3} ({:.3} to {:.3})", r.ratio, r.low, r.high);
+    contender.subject_to_it.map_or_else(|| "-".to_owned(), shown)
 }
 
 /// A share as percent, for people.

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::args::{ModelsCommand, RegistryArgs};
 use crate::commands::path;
+use crate::commands::train::drift;
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
@@ -13,7 +14,8 @@ pub fn run(command: &ModelsCommand, settings: &Settings, format: Format) -> Resu
     let (ModelsCommand::List(at)
     | ModelsCommand::Show { at, .. }
     | ModelsCommand::Promote { at, .. }
-    | ModelsCommand::Rollback(at)) = command;
+    | ModelsCommand::Rollback(at)
+    | ModelsCommand::Drift { at, .. }) = command;
     let (registry, model) = open(at, settings)?;
     match command {
         ModelsCommand::List(_) => list(&registry, &model, format),
@@ -26,10 +28,12 @@ pub fn run(command: &ModelsCommand, settings: &Settings, format: Format) -> Resu
             registry.rollback(&model)?;
             list(&registry, &model, format)
         }
+        ModelsCommand::Drift { history, events, .. } => drift::run(at, (history, events), settings, format),
     }
 }
 
-fn open(at: &RegistryArgs, settings: &Settings) -> Result<(Registry, String), Failure> {
+/// The registry and the model that are meant.
+pub fn open(at: &RegistryArgs, settings: &Settings) -> Result<(Registry, String), Failure> {
     let registry = Registry::open(path(&at.registry, &settings.registry.path))?;
     Ok((registry, at.model.clone().unwrap_or_else(|| settings.registry.model.clone())))
 }

@@ -61,6 +61,19 @@ pub struct ProductManifest {
     /// Sizes and series of Prophet's fits; tensor `<name>.prophet` has a row for each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prophet: Option<ProphetShape>,
+    /// What it was judged on before it was written; not known of a version that was not judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<JudgedSpan>,
+}
+
+/// The part of a history that a product was judged on: none of it was learned from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JudgedSpan {
+    /// Where it begins: no series was learned from at or after this moment.
+    pub from: Timestamp,
+    /// Where the history ended.
+    pub until: Timestamp,
 }
 
 /// `calibration.json`: what is done to the quantiles of each product.

@@ -5,7 +5,7 @@ mod manifest;
 mod write;
 
 pub use load::{Version, without_model};
-pub use manifest::{Calibrations, Manifest, ProductManifest, SCHEMA};
+pub use manifest::{Calibrations, JudgedSpan, Manifest, ProductManifest, SCHEMA};
 pub(crate) use write::prefix;
 pub use write::{VersionParts, VersionProduct, write_version};
 

@@ -9,7 +9,7 @@ use foreshard_domain::{Metric, ModelVersion, Timestamp};
 use sha2::{Digest, Sha256};
 
 use super::{CALIBRATION, CARD, MANIFEST, REPORT_HTML, REPORT_JSON, TEMPLATES, WEIGHTS};
-use super::{Calibrations, Manifest, ProductManifest, SCHEMA, VersionError};
+use super::{Calibrations, JudgedSpan, Manifest, ProductManifest, SCHEMA, VersionError};
 use crate::learned::learned_bytes;
 use crate::templates_file::templates_bytes;
 use crate::{Kernel, Learned, ModelKind, RankTemplates, TrainedParts};
@@ -56,6 +56,8 @@ pub struct VersionProduct {
     pub trained: TrainedParts,
     /// How errors hang together, if known.
     pub templates: Option<RankTemplates>,
+    /// What it was judged on, if it was.
+    pub judged: Option<JudgedSpan>,
 }
 
 /// The prefix of a member's tensors.
@@ -105,7 +107,7 @@ pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error)
 fn check(parts: &VersionParts) -> Result<(), VersionError> {
     let wrong = |product: &str, problem: String| Err(VersionError::Product { product: product.to_owned(), problem });
     let mut names = BTreeSet::new();
-    for VersionProduct { trained, templates } in &parts.products {
+    for VersionProduct { trained, templates, .. } in &parts.products {
         if !names.insert(&trained.name) {
             return wrong(&trained.name, "it occurs twice".to_owned());
         }
@@ -137,7 +139,7 @@ fn render(parts: &VersionParts) -> Result<(Files, Manifest), VersionError> {
     let mut calibrations = Calibrations::default();
     let mut templates: BTreeMap<String, &RankTemplates> = BTreeMap::new();
     for product in &parts.products {
-        let VersionProduct { trained, templates: own } = product;
+        let VersionProduct { trained, templates: own, .. } = product;
         calibrations.widths.extend(trained.widths.clone().map(|w| (trained.name.clone(), w)));
         calibrations.risk.insert(trained.name.clone(), trained.risk);
         if !trained.events.is_empty() {
@@ -171,7 +173,7 @@ fn kernel(kind: ModelKind) -> String {
 }
 
 fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manifest {
-    let product = |VersionProduct { trained, .. }: &VersionProduct| ProductManifest {
+    let product = |VersionProduct { trained, judged, .. }: &VersionProduct| ProductManifest {
         name: trained.name.clone(),
         spec: trained.spec.clone(),
         members: trained.learned.networks().iter().map(|m| m.architecture).collect(),
@@ -179,6 +181,7 @@ fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manife
             Learned::Prophet(prophet) => Some(prophet.shape().clone()),
             Learned::Lstm(_) | Learned::Ridge(_) => None,
         },
+        judged: *judged,
     };
     Manifest {
         schema: SCHEMA,

@@ -1,7 +1,7 @@
 //! Sums over the windows of one series, from which every figure is made.
 
 use foreshard_datasets::{EvalSeries, Event, Protocol, ScaleBasis};
-use foreshard_domain::QuantileForecast;
+use foreshard_domain::{QuantileForecast, SeriesClass};
 use std::ops::Range;
 
 use crate::statistics::mean;
@@ -46,6 +46,7 @@ pub(super) struct EventWindow {
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
     basis: ScaleBasis,
+    pub(super) class: SeriesClass,
     pub(super) windows: Vec<WindowTally>,
     steps: Vec<StepTally>,
     pub(super) loss_by_level: Vec<f64>,
@@ -128,6 +129,7 @@ pub(super) fn tally(one: &ScoredSeries<'_>, protocol: &Protocol, deciles: &[usiz
     let levels = one.forecasts.first().map_or(0, |f| f.levels().len());
     let mut tally = Tally {
         basis: protocol.scale,
+        class: one.series.class(protocol),
         windows: Vec::with_capacity(one.forecasts.len()),
         steps: vec![StepTally::default(); horizon],
         loss_by_level: vec![0.0; levels],
