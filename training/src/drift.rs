@@ -30,7 +30,7 @@ const LEAST_WINDOWS: usize = 4;
 pub struct DriftLimits {
     /// Population stability index of a metric: .1 is a slight change of its distribution, .25 a marked one.
     pub population_stability: f64,
-    /// Sum of standardised losses beyond what is usual (CUSUM), in standard deviations.
+    /// Sum of standardised losses beside seasonal naive beyond what is usual (CUSUM), in standard deviations.
     pub cusum: f64,
     /// Least coverage of the .1 to .9 interval since it was made.
     pub least_coverage: f64,
@@ -69,11 +69,16 @@ pub struct LiveFigures {
     pub wql_before: Option<f64>,
     /// WQL since.
     pub wql_since: Option<f64>,
+    /// WQL of seasonal naive when it was judged.
+    pub naive_before: Option<f64>,
+    /// The same since.
+    pub naive_since: Option<f64>,
     /// Coverage of the 80 % interval when it was judged.
     pub coverage_before: Option<f64>,
     /// The same since.
     pub coverage_since: Option<f64>,
-    /// Highest CUSUM of the standardised losses since; `None` where too little was judged to know what is usual.
+    /// Highest CUSUM since of the losses over those of seasonal naive, standardised; `None` where too little was judged to know
+    /// what is usual.
     pub cusum: Option<f64>,
 }
 
@@ -196,10 +201,16 @@ fn reasons(report: &DriftReport, limits: &DriftLimits) -> Vec<String> {
     for one in report.live.iter().filter(|one| one.windows >= LEAST_WINDOWS) {
         let place = format!("{}, {}", one.product, one.metric);
         if let Some(cusum) = one.cusum.filter(|c| *c > limits.cusum) {
-            let figure = |wql: Option<f64>| wql.map_or_else(|| "-".to_owned(), |v| format!("{v:.4}"));
-            let (before, since) = (figure(one.wql_before), figure(one.wql_since));
+            let to_naive = |wql: Option<f64>, naive: Option<f64>| {
+                wql.zip(naive)
+                    .filter(|(_, n)| *n > 0.0)
+                    .map_or_else(|| "-".to_owned(), |(w, n)| format!("{:.3}", w / n))
+            };
+            let before = to_naive(one.wql_before, one.naive_before);
+            let since = to_naive(one.wql_since, one.naive_since);
             reasons.push(format!(
-                "{place}: losses have risen, CUSUM {cusum:.1}, limit {:.1} (WQL {since} since, {before} when it was judged)",
+                "{place}: losses have risen beside those of seasonal naive, CUSUM {cusum:.1}, limit {:.1} \
+                 (WQL {since} of its since, {before} when it was judged)",
                 limits.cusum
             ));
         }

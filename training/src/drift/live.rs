@@ -2,14 +2,14 @@
 
 use foreshard_datasets::{BoundedHistory, EvalSeries, EventCalendar, HistoryError};
 use foreshard_domain::{Metric, ShardId};
-use foreshard_model::{Forecaster, JudgedSpan, Trained};
+use foreshard_model::{Forecaster, JudgedSpan, SeasonalNaive, Trained};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::backtest::protocol;
 use crate::evaluate::EvaluateError;
 use crate::judge::{Bench, Candidate, Judged};
-use crate::scores::ScoreError;
+use crate::scores::{ScoreError, SeriesScores};
 use crate::statistics::mean;
 
 use super::LiveFigures;
@@ -73,11 +73,13 @@ impl Live<'_> {
         Ok(Some(LiveFigures {
             product: product.to_owned(),
             metric: self.metric,
-            windows: judged_since.scores.windows,
-            wql_before: judged_before.as_ref().and_then(|j| j.scores.wql),
-            wql_since: judged_since.scores.wql,
-            coverage_before: judged_before.as_ref().and_then(|j| j.scores.coverage_80),
-            coverage_since: judged_since.scores.coverage_80,
+            windows: judged_since.version.scores.windows,
+            wql_before: judged_before.as_ref().and_then(|j| j.version.scores.wql),
+            wql_since: judged_since.version.scores.wql,
+            naive_before: judged_before.as_ref().and_then(|j| j.naive.scores.wql),
+            naive_since: judged_since.naive.scores.wql,
+            coverage_before: judged_before.as_ref().and_then(|j| j.version.scores.coverage_80),
+            coverage_since: judged_since.version.scores.coverage_80,
             cusum,
         }))
     }
@@ -108,7 +110,7 @@ impl Live<'_> {
         &self,
         laid: &[Laid],
         part: impl Fn(EvalSeries, &Laid) -> EvalSeries + Sync,
-    ) -> Result<Judged, EvaluateError> {
+    ) -> Result<Both, EvaluateError> {
         let gone = |i: usize| HistoryError::Changed { series: i, metric: self.metric };
         let read = |i: usize| {
             let one = laid.get(i).ok_or_else(|| gone(i))?;
@@ -117,8 +119,31 @@ impl Live<'_> {
         };
         let protocol = protocol("drift", self.forecaster.spec(), self.metric, 1);
         let bench = Bench { count: laid.len(), read: &read, protocol: &protocol };
-        let candidate = Candidate { name: "version", forecaster: self.forecaster, p_any: None };
-        bench.judge(&[candidate])?.pop().ok_or(EvaluateError::Score(ScoreError::NoSeries))
+        let naive = SeasonalNaive::new(self.forecaster.spec().clone());
+        let version = Candidate { name: "version", forecaster: self.forecaster, p_any: None };
+        let naive = Candidate { name: naive.name(), forecaster: &naive, p_any: None };
+        let mut judged = bench.judge(&[version, naive])?.into_iter();
+        let mut next = || judged.next().ok_or(EvaluateError::Score(ScoreError::NoSeries));
+        Ok(Both { version: next()?, naive: next()? })
+    }
+}
+
+/// The version and seasonal naive on the same windows.
+struct Both {
+    version: Judged,
+    naive: Judged,
+}
+
+impl Both {
+    /// Loss of the version over that of seasonal naive, as a logarithm, in the windows of each series: hard days are hard for
+    /// both.
+    fn ratios(&self) -> impl Iterator<Item = Vec<Option<f64>>> {
+        let of_window =
+            |(own, naive): (&Option<f64>, &Option<f64>)| Some((((*own)? + NEGLIGIBLE) / ((*naive)? + NEGLIGIBLE)).ln());
+        let of_series = move |(own, naive): (&SeriesScores, &SeriesScores)| {
+            own.wql_by_window.iter().zip(&naive.wql_by_window).map(of_window).collect()
+        };
+        self.version.by_series.iter().zip(&self.naive.by_series).map(of_series)
     }
 }
 
@@ -126,26 +151,25 @@ fn signed(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// The mean loss of each series in the windows on which the version was judged.
-fn usual<'a>(laid: &'a [Laid], judged: &Judged) -> BTreeMap<&'a ShardId, f64> {
-    let of = |(laid, scores): (&'a Laid, &crate::scores::SeriesScores)| {
-        let known: Vec<f64> = scores.wql_by_window.iter().flatten().copied().collect();
-        Some((&laid.shard, mean(&known)?))
+/// The mean ratio of each series in the windows on which the version was judged.
+fn usual<'a>(laid: &'a [Laid], judged: &Both) -> BTreeMap<&'a ShardId, f64> {
+    let of = |(laid, ratios): (&'a Laid, Vec<Option<f64>>)| {
+        Some((&laid.shard, mean(&ratios.into_iter().flatten().collect::<Vec<_>>())?))
     };
-    laid.iter().zip(&judged.by_series).filter_map(of).collect()
+    laid.iter().zip(judged.ratios()).filter_map(of).collect()
 }
 
-/// The mean over series of the logarithm of loss over usual loss, window by window in the order of time. Windows in which
-/// fewer than half as many series have a loss as in the fullest are left out: they would say more of those than of time.
-fn course(laid: &[Laid], judged: &Judged, usual: &BTreeMap<&ShardId, f64>, first: impl Fn(&Laid) -> i64) -> Vec<f64> {
+/// The mean over series of how far the ratio is above the series' usual one, window by window in the order of time. Windows in
+/// which fewer than half as many series have one as in the fullest are left out: they would say more of those than of time.
+fn course(laid: &[Laid], judged: &Both, usual: &BTreeMap<&ShardId, f64>, first: impl Fn(&Laid) -> i64) -> Vec<f64> {
     let mut by_number: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
-    for (laid, scores) in laid.iter().zip(&judged.by_series) {
+    for (laid, ratios) in laid.iter().zip(judged.ratios()) {
         let Some(usual) = usual.get(&laid.shard) else { continue };
-        for (number, loss) in (first(laid)..).zip(&scores.wql_by_window) {
-            let Some(loss) = loss else { continue };
-            by_number.entry(number).or_default().push(((loss + NEGLIGIBLE) / (usual + NEGLIGIBLE)).ln());
+        for (number, ratio) in (first(laid)..).zip(ratios) {
+            by_number.entry(number).or_default().extend(ratio.map(|ratio| ratio - usual));
         }
     }
     let most = by_number.values().map(Vec::len).max().unwrap_or(0);
-    by_number.values().filter(|of| of.len() * 2 >= most).filter_map(|of| mean(of)).collect()
+    let full = by_number.values().filter(|of| of.len() * 2 >= most);
+    full.filter_map(|of| mean(of)).collect()
 }

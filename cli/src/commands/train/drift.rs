@@ -48,15 +48,17 @@ pub fn text(report: &DriftReport) -> String {
     let row = |l: &LiveFigures| {
         let cusum = l.cusum.map_or_else(|| "-".to_owned(), |c| format!("{c:.1}"));
         let windows = l.windows.to_string();
-        let (wql, coverage) =
-            ([l.wql_before, l.wql_since].map(figure), [l.coverage_before, l.coverage_since].map(cover));
-        [vec![format!("{}, {}", l.product, l.metric), windows], wql.to_vec(), vec![cusum], coverage.to_vec()].concat()
+        let to_naive = |wql: Option<f64>, naive: Option<f64>| figure(wql.zip(naive).map(|(w, n)| w / n));
+        let losses = [to_naive(l.wql_before, l.naive_before), to_naive(l.wql_since, l.naive_since)];
+        let coverage = [l.coverage_before, l.coverage_since].map(cover);
+        let place = format!("{}, {}", l.product, l.metric);
+        [vec![place, windows, figure(l.wql_since)], losses.to_vec(), vec![cusum], coverage.to_vec()].concat()
     };
     let rows: Vec<_> = report.live.iter().map(row).collect();
     if rows.is_empty() {
         text.push_str("no whole window has come since\n");
     } else {
-        let header = ["forecasts", "windows", "wql judged", "wql since", "cusum", "80 % judged", "80 % since"];
+        let header = ["since then", "windows", "wql", "to naive: judged", "since", "cusum", "80 %: judged", "since"];
         text.push_str(&output::table(&header, &rows));
     }
     let of = |index: Option<f64>| index.map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
