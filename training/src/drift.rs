@@ -77,8 +77,8 @@ pub struct LiveFigures {
     pub coverage_before: Option<f64>,
     /// The same since.
     pub coverage_since: Option<f64>,
-    /// Highest CUSUM since of the losses over those of seasonal naive, standardised; `None` where too little was judged to know
-    /// what is usual.
+    /// CUSUM, as it stands now, of the losses over those of seasonal naive, standardised; `None` where too little was judged to
+    /// know what is usual.
     pub cusum: Option<f64>,
 }
 

@@ -10,7 +10,8 @@ const LEAST_DEVIATION: f64 = 0.1;
 /// Least usual values to know what is usual.
 const LEAST_USUAL: usize = 3;
 
-/// The highest sum of how far `values` lie above the mean of `usual`, in deviations of `usual`; `None` if there are too few.
+/// The sum, at the end of `values`, of how far they lie above the mean of `usual`, in deviations of `usual`; what is past and
+/// made up for counts no more. `None` if there are too few usual ones.
 pub(super) fn cusum(usual: &[f64], values: &[f64]) -> Option<f64> {
     if usual.len() < LEAST_USUAL {
         return None;
@@ -20,11 +21,7 @@ pub(super) fn cusum(usual: &[f64], values: &[f64]) -> Option<f64> {
     let variance = usual.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / (n - 1.0);
     // Wider by what is not known of the mean of so few.
     let deviation = (variance * (1.0 + 1.0 / n)).sqrt().max(LEAST_DEVIATION);
-    let step = |(sum, highest): (f64, f64), value: &f64| {
-        let sum = (sum + (value - centre) / deviation - SLACK).max(0.0);
-        (sum, highest.max(sum))
-    };
-    Some(values.iter().fold((0.0, 0.0), step).1)
+    Some(values.iter().fold(0.0, |sum: f64, value| (sum + (value - centre) / deviation - SLACK).max(0.0)))
 }
 
 #[cfg(test)]
@@ -44,6 +41,9 @@ mod tests {
         assert!(cusum(&usual, &spike).unwrap() < 5.0);
         let better: Vec<f64> = noise.iter().map(|v| v - 1.0).collect();
         assert_eq!(cusum(&usual, &better), Some(0.0));
+        // A bad week that is over is over.
+        let over: Vec<f64> = [vec![1.0; 10], noise.clone()].concat();
+        assert!(cusum(&usual, &over[..10]).unwrap() > 5.0 && cusum(&usual, &over).unwrap() < 2.0);
     }
 
     #[test]

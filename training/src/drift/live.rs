@@ -3,20 +3,17 @@
 use foreshard_datasets::{BoundedHistory, EvalSeries, EventCalendar, HistoryError};
 use foreshard_domain::{Metric, ShardId};
 use foreshard_model::{Forecaster, JudgedSpan, SeasonalNaive, Trained};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::backtest::protocol;
 use crate::evaluate::EvaluateError;
 use crate::judge::{Bench, Candidate, Judged};
 use crate::scores::{ScoreError, SeriesScores};
-use crate::statistics::mean;
+use crate::statistics::ratio;
 
 use super::LiveFigures;
 use super::cusum::cusum;
-
-/// Added to both sides of a ratio of losses: below a thousandth of the demand they do not tell anything.
-const NEGLIGIBLE: f64 = 1e-3;
 
 /// One metric of one product of a version.
 pub(super) struct Live<'a> {
@@ -63,11 +60,9 @@ impl Live<'_> {
             Some(self.judge(&before, |s, laid| EvalSeries { windows: laid.before, ..s })?)
         };
         let cusum = judged_before.as_ref().and_then(|judged| {
-            let usual = usual(&before, judged);
-            let (then, now) = (
-                course(&before, judged, &usual, |l| l.number - signed(l.before)),
-                course(&since, &judged_since, &usual, |l| l.number),
-            );
+            let whose: BTreeSet<&ShardId> = before.iter().map(|laid| &laid.shard).collect();
+            let then = course(&before, judged, &whose, |l| l.number - signed(l.before));
+            let now = course(&since, &judged_since, &whose, |l| l.number);
             cusum(&then, &now)
         });
         Ok(Some(LiveFigures {
@@ -135,13 +130,11 @@ struct Both {
 }
 
 impl Both {
-    /// Loss of the version over that of seasonal naive, as a logarithm, in the windows of each series: hard days are hard for
-    /// both.
-    fn ratios(&self) -> impl Iterator<Item = Vec<Option<f64>>> {
-        let of_window =
-            |(own, naive): (&Option<f64>, &Option<f64>)| Some((((*own)? + NEGLIGIBLE) / ((*naive)? + NEGLIGIBLE)).ln());
-        let of_series = move |(own, naive): (&SeriesScores, &SeriesScores)| {
-            own.wql_by_window.iter().zip(&naive.wql_by_window).map(of_window).collect()
+    /// Losses of the version and of seasonal naive in the windows of each series.
+    fn losses(&self) -> impl Iterator<Item = impl Iterator<Item = (f64, f64)>> {
+        let of_series = |(own, naive): (&'_ SeriesScores, &'_ SeriesScores)| {
+            let both = own.loss_by_window.iter().copied().zip(naive.loss_by_window.iter().copied());
+            both.collect::<Vec<_>>().into_iter()
         };
         self.version.by_series.iter().zip(&self.naive.by_series).map(of_series)
     }
@@ -151,25 +144,21 @@ fn signed(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// The mean ratio of each series in the windows on which the version was judged.
-fn usual<'a>(laid: &'a [Laid], judged: &Both) -> BTreeMap<&'a ShardId, f64> {
-    let of = |(laid, ratios): (&'a Laid, Vec<Option<f64>>)| {
-        Some((&laid.shard, mean(&ratios.into_iter().flatten().collect::<Vec<_>>())?))
-    };
-    laid.iter().zip(judged.ratios()).filter_map(of).collect()
-}
-
-/// The mean over series of how far the ratio is above the series' usual one, window by window in the order of time. Windows in
-/// which fewer than half as many series have one as in the fullest are left out: they would say more of those than of time.
-fn course(laid: &[Laid], judged: &Both, usual: &BTreeMap<&ShardId, f64>, first: impl Fn(&Laid) -> i64) -> Vec<f64> {
-    let mut by_number: BTreeMap<i64, Vec<f64>> = BTreeMap::new();
-    for (laid, ratios) in laid.iter().zip(judged.ratios()) {
-        let Some(usual) = usual.get(&laid.shard) else { continue };
-        for (number, ratio) in (first(laid)..).zip(ratios) {
-            by_number.entry(number).or_default().extend(ratio.map(|ratio| ratio - usual));
+/// The logarithm of the loss over that of seasonal naive (hard days are hard for both), window by window in the order of time,
+/// over the series of `whose`. Windows in which fewer than half as many series take part as in the fullest are left out: they
+/// would say more of those than of time.
+fn course(laid: &[Laid], judged: &Both, whose: &BTreeSet<&ShardId>, first: impl Fn(&Laid) -> i64) -> Vec<f64> {
+    let mut by_number: BTreeMap<i64, (usize, f64, f64)> = BTreeMap::new();
+    for (laid, losses) in laid.iter().zip(judged.losses()) {
+        if !whose.contains(&laid.shard) {
+            continue;
+        }
+        for (number, (own, naive)) in (first(laid)..).zip(losses) {
+            let window = by_number.entry(number).or_default();
+            *window = (window.0 + 1, window.1 + own, window.2 + naive);
         }
     }
-    let most = by_number.values().map(Vec::len).max().unwrap_or(0);
-    let full = by_number.values().filter(|of| of.len() * 2 >= most);
-    full.filter_map(|of| mean(of)).collect()
+    let most = by_number.values().map(|(series, ..)| *series).max().unwrap_or(0);
+    let full = by_number.values().filter(|(series, ..)| series * 2 >= most);
+    full.filter_map(|(_, own, naive)| ratio(*own, *naive)).filter(|r| *r > 0.0).map(f64::ln).collect()
 }
