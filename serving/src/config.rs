@@ -11,6 +11,8 @@ use std::time::Duration;
 pub struct ServingConfig {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where `/livez`, `/readyz` and `/metrics` are answered over HTTP; nowhere if not set. Port 0 takes a free one.
+    pub http: Option<SocketAddr>,
     /// Folder of the registry.
     pub registry: PathBuf,
     /// The model whose champion answers.
@@ -23,6 +25,9 @@ pub struct ServingConfig {
     pub log: Option<PathBuf>,
     /// Rows (forecasts of one series) that may wait to be computed; beyond them requests are refused.
     pub queue_rows: usize,
+    /// How long a request may have to wait for compute, real time; one that would wait longer is refused at once.
+    #[serde(with = "humantime_serde")]
+    pub queue_wait: Duration,
     /// Rows that are computed together at most.
     pub batch_rows: usize,
     /// MiB of all scenario sets that are made or sent at once; beyond them requests are refused.
@@ -43,6 +48,14 @@ pub struct ServingConfig {
     /// How far ahead of the clock a row may lie, model time, before it is refused: a few steps, for clocks that differ.
     #[serde(with = "humantime_serde")]
     pub ahead_at_most: Duration,
+    /// Connections of each port that may be open at once; one more is closed at once.
+    pub connections: usize,
+    /// How old a gRPC connection becomes before its client is asked to make another, real time.
+    #[serde(with = "humantime_serde")]
+    pub connection_age: Duration,
+    /// How long calls may go on over a connection of that age, real time, before it is closed.
+    #[serde(with = "humantime_serde")]
+    pub connection_grace: Duration,
     /// How long requests in flight may go on when the server stops, real time.
     #[serde(with = "humantime_serde")]
     pub drain_for: Duration,
@@ -52,12 +65,14 @@ impl Default for ServingConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7450)),
+            http: None,
             registry: PathBuf::from("registry"),
             model: "load".to_owned(),
             history: PathBuf::from("history"),
             events: None,
             log: None,
             queue_rows: 65_536,
+            queue_wait: Duration::from_secs(1),
             batch_rows: 4_096,
             scenario_mib: 1024,
             compute_threads: 1,
@@ -66,6 +81,9 @@ impl Default for ServingConfig {
             context_days: 15,
             stale_after: Duration::from_secs(3600),
             ahead_at_most: Duration::from_secs(15 * 60),
+            connections: 4_096,
+            connection_age: Duration::from_secs(3600),
+            connection_grace: Duration::from_secs(300),
             drain_for: Duration::from_secs(10),
         }
     }
@@ -97,6 +115,9 @@ impl ServingConfig {
         check("history", !self.history.as_os_str().is_empty(), "must be a folder");
         check("log", self.log.as_ref() != Some(&self.history), "must not be the folder of the history");
         check("queue_rows", self.queue_rows > 0, "must be at least 1");
+        check("queue_wait", !self.queue_wait.is_zero(), "must be longer than nothing");
+        check("connections", self.connections > 0, "must be at least 1");
+        check("connection_age", !self.connection_age.is_zero(), "must be longer than nothing");
         check("batch_rows", self.batch_rows > 0, "must be at least 1");
         check("scenario_mib", self.scenario_mib > 0, "must be at least 1");
         check("compute_threads", (1..=256).contains(&self.compute_threads), "must be 1 to 256");

@@ -29,6 +29,9 @@ pub enum ServingError {
     /// A compute thread cannot be started.
     #[error("cannot start a compute thread")]
     Thread(#[source] io::Error),
+    /// The descriptors that name the methods cannot be read.
+    #[error("cannot read the descriptors of the services")]
+    Descriptors(#[source] prost::DecodeError),
     /// The reflection service cannot be built from the descriptors.
     #[error("cannot build the reflection service")]
     Reflection(#[source] tonic_reflection::server::Error),

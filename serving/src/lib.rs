@@ -6,6 +6,8 @@
 //!   inside one, and all series share that origin.
 //! - *Engine*: a queue bounded by rows before threads of its own; a full queue refuses at once, expired requests are not
 //!   computed (S1).
+//! - *Load*: connections are bounded in number and age; a request that would wait too long is refused with a word when to come
+//!   again; `/livez`, `/readyz` and `/metrics` on a port of their own tell how things are.
 //! - *Reload*: when the champion changes, the new version is loaded, verified and tried out beside the old one and then
 //!   exchanged in one step; one that fails is refused and the old one goes on (S1).
 //! - *Fallback*: what the model cannot answer, seasonal naive answers, and the provenance says so and why.
@@ -15,10 +17,14 @@ mod context;
 mod engine;
 mod error;
 mod events;
+mod http;
 mod ingest;
+mod metrics;
+mod readiness;
 mod registry;
 mod server;
 mod service;
+mod transport;
 mod version;
 
 pub use config::{ConfigProblem, ServingConfig};

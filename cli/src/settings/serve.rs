@@ -1,0 +1,82 @@
+//! How forecasts are served.
+
+use foreshard_serving::ServingConfig;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// `[serve]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServeSettings {
+    /// Address to listen on; anything but loopback is refused, since there is no TLS yet.
+    pub listen: String,
+    /// Address of the HTTP port for health and metrics; `none` for none.
+    pub http: String,
+    /// Rows that may wait for compute before requests are refused.
+    pub queue_rows: usize,
+    /// How long a request may have to wait for compute before it is refused.
+    #[serde(with = "humantime_serde")]
+    pub queue_wait: Duration,
+    /// MiB of all scenario sets that are made or sent at once, before requests are refused.
+    pub scenario_mib: u32,
+    /// Connections of each port that may be open at once.
+    pub connections: usize,
+    /// How old a gRPC connection becomes before its client is asked to make another.
+    #[serde(with = "humantime_serde")]
+    pub connection_age: Duration,
+    /// How long calls may go on over a connection of that age.
+    #[serde(with = "humantime_serde")]
+    pub connection_grace: Duration,
+    /// How long requests in flight may go on when the server stops.
+    #[serde(with = "humantime_serde")]
+    pub drain_for: Duration,
+    /// How often observations become pieces of the history.
+    #[serde(with = "humantime_serde")]
+    pub flush_every: Duration,
+    /// How often the champion's label is looked at.
+    #[serde(with = "humantime_serde")]
+    pub reload_every: Duration,
+    /// Days of observations kept in memory for each series.
+    pub context_days: u32,
+    /// How old the newest observation of a series may be before a fallback answers for it.
+    #[serde(with = "humantime_serde")]
+    pub stale_after: Duration,
+    /// How far ahead of the clock an observation may lie before it is refused.
+    #[serde(with = "humantime_serde")]
+    pub ahead_at_most: Duration,
+}
+
+impl Default for ServeSettings {
+    fn default() -> Self {
+        let ServingConfig {
+            queue_rows,
+            queue_wait,
+            scenario_mib,
+            connections,
+            connection_age,
+            connection_grace,
+            drain_for,
+            flush_every,
+            reload_every,
+            stale_after,
+            ahead_at_most,
+            ..
+        } = ServingConfig::default();
+        Self {
+            listen: "127.0.0.1:7654".into(),
+            http: "127.0.0.1:7655".into(),
+            queue_rows,
+            queue_wait,
+            scenario_mib,
+            connections,
+            connection_age,
+            connection_grace,
+            drain_for,
+            flush_every,
+            reload_every,
+            context_days: 35,
+            stale_after,
+            ahead_at_most,
+        }
+    }
+}
