@@ -1,7 +1,9 @@
 //! Every option with its default; `config/example.toml` shows the same to people, and a test compares them.
 
+mod client;
 mod serve;
 
+pub use client::ClientSettings;
 pub use serve::ServeSettings;
 
 use foreshard_migrator::DriverConfig;
@@ -27,6 +29,8 @@ pub struct Settings {
     pub train: TrainSettings,
     /// How forecasts are served.
     pub serve: ServeSettings,
+    /// How servers are asked.
+    pub client: ClientSettings,
     /// How the control loop runs.
     pub control: ControlSettings,
     /// Where the state store is, and where its holder is reached.

@@ -1,9 +1,12 @@
 //! Settings of a serving process.
 
+use foreshard_api::Secret;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::TlsFiles;
 
 /// Settings of a serving process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,6 +16,15 @@ pub struct ServingConfig {
     pub listen: SocketAddr,
     /// Where `/livez`, `/readyz` and `/metrics` are answered over HTTP; nowhere if not set. Port 0 takes a free one.
     pub http: Option<SocketAddr>,
+    /// Certificate and key of both ports, and who may connect; without it both speak in plain.
+    pub tls: Option<TlsFiles>,
+    /// Lets a port beyond loopback speak without TLS: where something else encrypts what goes over the network.
+    pub without_tls: bool,
+    /// File of tokens; without it, and without [`Self::token_text`], everybody who can connect may do everything.
+    pub tokens: Option<PathBuf>,
+    /// Tokens as such, in the form of the file.
+    #[serde(skip)]
+    pub token_text: Option<Secret>,
     /// Folder of the registry.
     pub registry: PathBuf,
     /// The model whose champion answers.
@@ -66,6 +78,10 @@ impl Default for ServingConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7450)),
             http: None,
+            tls: None,
+            without_tls: false,
+            tokens: None,
+            token_text: None,
             registry: PathBuf::from("registry"),
             model: "load".to_owned(),
             history: PathBuf::from("history"),
@@ -110,6 +126,12 @@ impl ServingConfig {
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let name = !self.model.is_empty() && !self.model.starts_with('.') && self.model.chars().all(plain);
+        let open = |address: Option<SocketAddr>| address.is_some_and(|address| !address.ip().is_loopback());
+        let bare = self.tls.is_none() && !self.without_tls;
+        let beyond = "is no loopback address, and without TLS anybody on the way could read and change what goes over it; \
+                      give a certificate and its key (tls), or say that something else encrypts it (without_tls)";
+        check("listen", !(bare && open(Some(self.listen))), beyond);
+        check("http", !(bare && open(self.http)), beyond);
         check("model", name, "must be the name of a folder of the registry");
         check("registry", !self.registry.as_os_str().is_empty(), "must be a folder");
         check("history", !self.history.as_os_str().is_empty(), "must be a folder");
@@ -154,6 +176,17 @@ mod tests {
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<ServingConfig>(&text).unwrap(), config);
         assert!(serde_json::from_str::<ServingConfig>(r#"{"listn": 1}"#).is_err());
+    }
+
+    #[test]
+    fn a_port_beyond_loopback_needs_tls_or_a_word() {
+        let everywhere: SocketAddr = "0.0.0.0:0".parse().unwrap();
+        let options = |config: ServingConfig| config.problems().into_iter().map(|p| p.option).collect::<Vec<_>>();
+        let open = ServingConfig { listen: everywhere, http: Some(everywhere), ..ServingConfig::default() };
+        assert_eq!(options(open.clone()), ["listen", "http"]);
+        assert_eq!(options(ServingConfig { without_tls: true, ..open.clone() }), [""; 0]);
+        let tls = TlsFiles { cert: "cert.pem".into(), key: "key.pem".into(), client_ca: None };
+        assert_eq!(options(ServingConfig { tls: Some(tls), ..open }), [""; 0]);
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! The second port: plain HTTP/1.1 for whoever looks after the process.
+//! The second port: HTTP/1.1 for whoever looks after the process.
 //!
 //! | path | answer |
 //! | --- | --- |
 //! | `/livez` | 200 as long as the process can compute; anything else means: restart it |
 //! | `/readyz` | 200 if new requests would be taken, 503 and why if not: it starts, stops, or too much waits |
-//! | `/metrics` | what Prometheus scrapes |
+//! | `/metrics` | what Prometheus scrapes; needs a token with the right `read` where there are tokens |
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming as Asked;
 use hyper::server::conn::http1;
@@ -20,7 +20,9 @@ use std::time::Duration;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Code;
 
+use crate::access::{Access, Right};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::transport::{Connection, Incoming};
@@ -36,6 +38,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub(crate) struct Pages {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access: Arc<Access>,
 }
 
 /// Answers until `stop`; then the requests under way are finished.
@@ -60,7 +63,7 @@ pub(crate) async fn serve(mut incoming: Incoming, pages: Pages, stop: Cancellati
 
 async fn talk(connection: Connection, pages: Pages, stop: CancellationToken) {
     let answering = service_fn(move |request: Request<Asked>| {
-        let response = pages.answer(request.method(), request.uri().path());
+        let response = pages.answer(request.method(), request.uri().path(), request.headers());
         async move { Ok::<_, Infallible>(response) }
     });
     let mut http = http1::Builder::new();
@@ -79,7 +82,7 @@ async fn talk(connection: Connection, pages: Pages, stop: CancellationToken) {
 }
 
 impl Pages {
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {
             let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered\n");
             refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -92,7 +95,10 @@ impl Pages {
                 Ok(()) => text(StatusCode::OK, "ready\n"),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
             },
-            "/metrics" => self.metrics(),
+            "/metrics" => match self.access.check(Right::Read, headers) {
+                Ok(()) => self.metrics(),
+                Err(refused) => text(http_status(refused.code()), format!("{}\n", refused.message())),
+            },
             _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n"),
         }
     }
@@ -110,6 +116,10 @@ impl Pages {
             }
         }
     }
+}
+
+fn http_status(code: Code) -> StatusCode {
+    if code == Code::PermissionDenied { StatusCode::FORBIDDEN } else { StatusCode::UNAUTHORIZED }
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

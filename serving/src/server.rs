@@ -17,6 +17,7 @@ use tonic::transport::server::Router;
 use tonic_health::server::HealthReporter;
 use tower::layer::util::{Identity, Stack};
 
+use crate::access::{Access, AccessLayer};
 use crate::config::model_ms;
 use crate::engine::{Bench, Engine, EngineLimits, Slot};
 use crate::events::EventWatch;
@@ -26,7 +27,7 @@ use crate::metrics::{BatchTimes, CallLayer, Methods, Metrics, State};
 use crate::readiness::Readiness;
 use crate::registry::Reloader;
 use crate::service::{ForecastApi, ScenarioBudget};
-use crate::transport::{ConnectionCounts, ConnectionLimits, accept};
+use crate::transport::{ConnectionCounts, ConnectionLimits, Inside, Tls, accept};
 use crate::{EngineCounts, RegistryVersions, ReloadError, ServingConfig, ServingError, VersionLoader};
 
 /// A connection whose other end went away is noticed by pings in this interval.
@@ -46,6 +47,7 @@ const CUT_OFF_WITHIN: Duration = Duration::from_secs(1);
 pub struct RunningServer {
     addr: SocketAddr,
     http_addr: Option<SocketAddr>,
+    encrypted: bool,
     stop: CancellationToken,
     stop_http: CancellationToken,
     _stops_when_dropped: [DropGuard; 2],
@@ -58,6 +60,9 @@ pub struct RunningServer {
     slot: Arc<Slot>,
     drain_for: Duration,
 }
+
+/// Around all services, from the outside: calls are counted, then checked.
+type Layers = Stack<AccessLayer, Stack<CallLayer, Identity>>;
 
 type Ports = Vec<(&'static str, Arc<ConnectionCounts>)>;
 
@@ -89,6 +94,7 @@ pub async fn start_with(
         Some(address) => Some(listen(address).await?),
         None => None,
     };
+    let guard = Guard::open(&config)?;
     let (history, log, days) = (config.history.clone(), config.log_dir(), config.context_days);
     let ingestor = Arc::new(spawn_blocking(move || Ingestor::open(&history, &log, days)).await??);
     let events = Arc::new(EventWatch::new(config.events.clone(), ingestor.contexts()));
@@ -100,25 +106,29 @@ pub async fn start_with(
 
     let (stop, stop_http) = (CancellationToken::new(), CancellationToken::new());
     let limits = connection_limits(&config);
-    let (incoming, connections) = accept(listener, limits, stop.clone());
+    let (incoming, connections) = accept(listener, limits, guard.tls(Inside::Grpc), stop.clone());
     let mut ports = vec![("grpc", connections)];
     let http = http.map(|(listener, addr)| {
-        let (incoming, connections) = accept(listener, limits, stop_http.clone());
+        let (incoming, connections) = accept(listener, limits, guard.tls(Inside::Http), stop_http.clone());
         ports.push(("http", connections));
         (incoming, addr)
     });
     let parts = parts(&config, clock, ingestor, reloader, (&slot, ports))?;
     let readiness = Arc::new(Readiness::new(Arc::clone(&parts.engine)));
-    let (health, router) = router(&config, &parts)?;
+    let (health, router) = router(&config, &parts, &guard.access)?;
     background::tell(&health, &readiness).await;
     let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     let http_addr = http.as_ref().map(|(_, addr)| *addr);
-    let pages = Pages { readiness: Arc::clone(&readiness), metrics: Arc::clone(&parts.metrics) };
+    let pages = Pages {
+        readiness: Arc::clone(&readiness),
+        metrics: Arc::clone(&parts.metrics),
+        access: Arc::clone(&guard.access),
+    };
     let http = http.map(|(incoming, _)| tokio::spawn(http::serve(incoming, pages, stop_http.clone())));
     let background = vec![
         tokio::spawn(background::keep_flushing(parts.clone(), config.flush_every, stop.clone())),
         tokio::spawn(background::keep_reloading(
-            (Arc::clone(&parts.reloader), events),
+            (Arc::clone(&parts.reloader), events, guard.clone()),
             config.reload_every,
             stop.clone(),
         )),
@@ -128,6 +138,7 @@ pub async fn start_with(
     Ok(RunningServer {
         addr,
         http_addr,
+        encrypted: guard.tls.is_some(),
         _stops_when_dropped: [stop.clone().drop_guard(), stop_http.clone().drop_guard()],
         stop,
         stop_http,
@@ -140,6 +151,36 @@ pub async fn start_with(
         slot,
         drain_for: config.drain_for,
     })
+}
+
+/// What keeps out who does not belong.
+#[derive(Clone)]
+struct Guard {
+    tls: Option<Arc<Tls>>,
+    access: Arc<Access>,
+}
+
+impl Guard {
+    fn open(config: &ServingConfig) -> Result<Self, ServingError> {
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        let access = Arc::new(Access::open(config.tokens.clone(), config.token_text.clone())?);
+        if tls.is_none() && access.is_guarded() && !config.listen.ip().is_loopback() {
+            tracing::warn!("tokens go over the network in plain unless something else encrypts them");
+        }
+        Ok(Self { tls, access })
+    }
+
+    fn tls(&self, inside: Inside) -> Option<(Arc<Tls>, Inside)> {
+        self.tls.as_ref().map(|tls| (Arc::clone(tls), inside))
+    }
+
+    /// Reads certificates and tokens again if they have changed. Blocks on the disk.
+    fn look(&self) {
+        self.access.look();
+        if let Some(tls) = &self.tls {
+            tls.look();
+        }
+    }
 }
 
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServingError> {
@@ -158,7 +199,8 @@ fn connection_limits(config: &ServingConfig) -> ConnectionLimits {
 fn router(
     config: &ServingConfig,
     parts: &ForecastApi,
-) -> Result<(HealthReporter, Router<Stack<CallLayer, Identity>>), ServingError> {
+    access: &Arc<Access>,
+) -> Result<(HealthReporter, Router<Layers>), ServingError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -175,6 +217,7 @@ fn router(
         .max_concurrent_streams(Some(CALLS_OF_A_CONNECTION))
         .max_connection_age(config.connection_age)
         .layer(parts.metrics.calls.clone())
+        .layer(AccessLayer(Arc::clone(access)))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(forecasts);
@@ -237,7 +280,16 @@ impl RunningServer {
 
     /// Its address as a client wants it.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.addr)
+        self.url(self.addr)
+    }
+
+    /// The address of its HTTP port, if it has one.
+    pub fn http_endpoint(&self) -> Option<String> {
+        self.http_addr.map(|addr| self.url(addr))
+    }
+
+    fn url(&self, addr: SocketAddr) -> String {
+        format!("{}://{addr}", if self.encrypted { "https" } else { "http" })
     }
 
     /// The version that answers now.

@@ -1,5 +1,6 @@
 //! `foreshard serve`: the serving process, until interrupted.
 
+use foreshard_api::Secret;
 use foreshard_domain::SystemClock;
 use foreshard_serving::{ServingConfig, start};
 use serde::Serialize;
@@ -10,6 +11,9 @@ use crate::args::ServeArgs;
 use crate::commands::{path, runtime};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
+
+/// Holds the tokens for those who have no file for them, in the form of the file.
+const TOKENS: &str = "FORESHARD_TOKENS";
 
 #[derive(Serialize)]
 struct Serving {
@@ -25,12 +29,8 @@ pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verd
     let shown = (config.history.display().to_string(), config.registry.display().to_string());
     runtime()?.block_on(async {
         let running = start(config, Arc::new(SystemClock)).await?;
-        let serving = Serving {
-            address: format!("http://{}", running.addr()),
-            http: running.http_addr().map(|http| format!("http://{http}")),
-            history: shown.0,
-            registry: shown.1,
-        };
+        let serving =
+            Serving { address: running.endpoint(), http: running.http_endpoint(), history: shown.0, registry: shown.1 };
         output::print(format, &serving, |s| {
             let http = s.http.as_ref().map_or(String::new(), |http| format!("; health and metrics on {http}"));
             format!("serving on {} (history {}, registry {}){http}; Ctrl-C stops", s.address, s.history, s.registry)
@@ -61,6 +61,10 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
     Ok(ServingConfig {
         listen,
         http,
+        tls: serve.tls()?,
+        without_tls: serve.without_tls,
+        tokens: Some(serve.tokens.clone()).filter(|file| !file.as_os_str().is_empty()),
+        token_text: std::env::var(TOKENS).ok().map(Secret::new),
         history: path(&args.history, &settings.data.history).to_owned(),
         registry: path(&args.registry, &settings.registry.path).to_owned(),
         model: settings.registry.model.clone(),
@@ -82,10 +86,5 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
 }
 
 fn address(text: &str) -> Result<SocketAddr, Failure> {
-    let address: SocketAddr =
-        text.parse().map_err(|_| format!("{text} is no address to listen on, such as 127.0.0.1:7654"))?;
-    if !address.ip().is_loopback() {
-        return Err(format!("{text} is no loopback address; without TLS anybody could read and ingest there").into());
-    }
-    Ok(address)
+    text.parse().map_err(|_| format!("{text} is no address to listen on, such as 127.0.0.1:7654").into())
 }

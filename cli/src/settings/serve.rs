@@ -1,17 +1,28 @@
 //! How forecasts are served.
 
-use foreshard_serving::ServingConfig;
+use foreshard_serving::{ServingConfig, TlsFiles};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// `[serve]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServeSettings {
-    /// Address to listen on; anything but loopback is refused, since there is no TLS yet.
+    /// Address to listen on; beyond loopback only with TLS, or if something else encrypts.
     pub listen: String,
     /// Address of the HTTP port for health and metrics; `none` for none.
     pub http: String,
+    /// The server's certificate; empty for no TLS.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Authorities of clients; empty if clients need no certificate.
+    pub client_ca: PathBuf,
+    /// Lets a port beyond loopback speak without TLS.
+    pub without_tls: bool,
+    /// File of tokens; empty for none.
+    pub tokens: PathBuf,
     /// Rows that may wait for compute before requests are refused.
     pub queue_rows: usize,
     /// How long a request may have to wait for compute before it is refused.
@@ -65,6 +76,11 @@ impl Default for ServeSettings {
         Self {
             listen: "127.0.0.1:7654".into(),
             http: "127.0.0.1:7655".into(),
+            cert: PathBuf::new(),
+            key: PathBuf::new(),
+            client_ca: PathBuf::new(),
+            without_tls: false,
+            tokens: PathBuf::new(),
             queue_rows,
             queue_wait,
             scenario_mib,
@@ -77,6 +93,22 @@ impl Default for ServeSettings {
             context_days: 35,
             stale_after,
             ahead_at_most,
+        }
+    }
+}
+
+impl ServeSettings {
+    /// The files of TLS, if there is to be any.
+    ///
+    /// # Errors
+    /// If one of certificate and key is there without the other.
+    pub fn tls(&self) -> Result<Option<TlsFiles>, String> {
+        let given = |path: &PathBuf| Some(path.clone()).filter(|path| !path.as_os_str().is_empty());
+        match (given(&self.cert), given(&self.key), given(&self.client_ca)) {
+            (Some(cert), Some(key), client_ca) => Ok(Some(TlsFiles { cert, key, client_ca })),
+            (None, None, None) => Ok(None),
+            (None, None, Some(_)) => Err("serve.client_ca needs serve.cert and serve.key".to_owned()),
+            _ => Err("serve.cert and serve.key go together: the certificate and its private key".to_owned()),
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::Guard;
 use crate::events::EventWatch;
 use crate::ingest::{Ingestor, reason};
 use crate::readiness::Readiness;
@@ -41,9 +42,9 @@ pub(super) async fn keep_flushing(parts: ForecastApi, every: Duration, stop: Can
     }
 }
 
-/// Looks at labels and events from time to time.
+/// Looks at labels, events, tokens and certificates from time to time.
 pub(super) async fn keep_reloading(
-    (reloader, events): (Arc<Reloader>, Arc<EventWatch>),
+    (reloader, events, guard): (Arc<Reloader>, Arc<EventWatch>, Guard),
     every: Duration,
     stop: CancellationToken,
 ) {
@@ -53,9 +54,13 @@ pub(super) async fn keep_reloading(
             () = tokio::time::sleep(every) => {}
         }
         reload(&reloader).await;
-        let events = Arc::clone(&events);
-        if let Err(error) = spawn_blocking(move || events.look()).await {
-            tracing::error!(%error, "looking at the events panicked");
+        let (events, guard) = (Arc::clone(&events), guard.clone());
+        let looking = spawn_blocking(move || {
+            events.look();
+            guard.look();
+        });
+        if let Err(error) = looking.await {
+            tracing::error!(%error, "looking at events, tokens and certificates panicked");
         }
     }
 }

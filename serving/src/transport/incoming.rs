@@ -4,12 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::Connection;
+use super::{Connection, Inside, Io, Tls};
 
 /// Pause after the system could not give a connection (no file handles are left), so that the loop does not spin.
 const AFTER_ERROR: Duration = Duration::from_millis(50);
@@ -26,6 +27,12 @@ pub(crate) struct ConnectionLimits {
     pub(crate) speak_within: Duration,
     /// One that has spoken is closed after so long, whatever it does.
     pub(crate) hard_age: Duration,
+}
+
+impl ConnectionLimits {
+    fn bound(self, io: Io, slot: OwnedSemaphorePermit) -> Connection {
+        Connection::new(io, self.speak_within, self.hard_age, slot)
+    }
 }
 
 /// What became of connections.
@@ -68,11 +75,12 @@ pub(crate) type Incoming = ReceiverStream<io::Result<Connection>>;
 pub(crate) fn accept(
     listener: TcpListener,
     limits: ConnectionLimits,
+    tls: Option<(Arc<Tls>, Inside)>,
     stop: CancellationToken,
 ) -> (Incoming, Arc<ConnectionCounts>) {
     let counts = Arc::new(ConnectionCounts::new(limits.most));
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let door = Door { listener, limits, counts: Arc::clone(&counts), sender };
+    let door = Door { listener, limits, tls, counts: Arc::clone(&counts), sender };
     tokio::spawn(door.keep_open(stop));
     (ReceiverStream::new(receiver), counts)
 }
@@ -80,6 +88,7 @@ pub(crate) fn accept(
 struct Door {
     listener: TcpListener,
     limits: ConnectionLimits,
+    tls: Option<(Arc<Tls>, Inside)>,
     counts: Arc<ConnectionCounts>,
     sender: mpsc::Sender<io::Result<Connection>>,
 }
@@ -103,12 +112,35 @@ impl Door {
             let Some(slot) = self.counts.slot() else { continue };
             // Without it small answers wait for the acknowledgement of those before; with an error the connection is gone.
             _ = stream.set_nodelay(true);
-            let ConnectionLimits { speak_within, hard_age, .. } = self.limits;
-            let connection = Connection::new(stream, speak_within, hard_age, slot);
-            if self.sender.send(Ok(connection)).await.is_err() {
-                return;
+            match &self.tls {
+                None => {
+                    let connection = self.limits.bound(Io::Plain(stream), slot);
+                    if self.sender.send(Ok(connection)).await.is_err() {
+                        return;
+                    }
+                }
+                // A slow handshake holds up nobody else; the slots bound how many there are.
+                Some((tls, inside)) => {
+                    let acceptor = tls.acceptor(*inside);
+                    tokio::spawn(shake_hands(stream, slot, acceptor, self.limits, self.sender.clone()));
+                }
             }
         }
+    }
+}
+
+/// Makes a TLS connection of one that was just opened, unless that takes too long.
+async fn shake_hands(
+    stream: TcpStream,
+    slot: OwnedSemaphorePermit,
+    acceptor: TlsAcceptor,
+    limits: ConnectionLimits,
+    sender: mpsc::Sender<io::Result<Connection>>,
+) {
+    match tokio::time::timeout(limits.speak_within, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => _ = sender.send(Ok(limits.bound(Io::Tls(Box::new(stream)), slot))).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
     }
 }
 
@@ -116,7 +148,6 @@ impl Door {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpStream;
     use tokio_stream::StreamExt as _;
 
     fn limits(most: usize) -> ConnectionLimits {
@@ -126,7 +157,7 @@ mod tests {
     async fn open(limits: ConnectionLimits) -> (Incoming, Arc<ConnectionCounts>, std::net::SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (incoming, counts) = accept(listener, limits, CancellationToken::new());
+        let (incoming, counts) = accept(listener, limits, None, CancellationToken::new());
         (incoming, counts, addr)
     }
 
