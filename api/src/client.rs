@@ -5,23 +5,19 @@ use foreshard_domain::{
 };
 use futures::{Stream, StreamExt as _};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
 
+use crate::connect::channel;
 use crate::convert::timestamp_from_wire;
 use crate::v1::forecast_service_client::ForecastServiceClient;
 use crate::{
-    ClientError, ForecastQuery, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, RiskQuery, ScenarioAssembler, ScenarioQuery,
-    WireError, v1,
+    ClientError, Credentials, ForecastQuery, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, RiskQuery, ScenarioAssembler,
+    ScenarioQuery, WireError, v1,
 };
 
 /// Deadline of a call unless [`ForecastClient::with_timeout`] sets another.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A silent connection is probed this often, so that a vanished server is noticed before the next deadline.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// Rows in one message of an ingest stream: about 200 KiB, one fsync of the server's log.
 const ROWS_PER_MESSAGE: usize = 2000;
@@ -91,6 +87,7 @@ pub struct ModelInfo {
 pub struct ForecastClient {
     inner: ForecastServiceClient<Channel>,
     timeout: Duration,
+    authorization: Option<MetadataValue<Ascii>>,
 }
 
 impl ForecastClient {
@@ -99,15 +96,17 @@ impl ForecastClient {
     /// # Errors
     /// [`ClientError::Endpoint`] if it is no URI, [`ClientError::Connect`] if nobody answers there within 5 s.
     pub async fn connect(endpoint: &str) -> Result<Self, ClientError> {
-        let address = Endpoint::from_shared(endpoint.to_owned())
-            .map_err(|source| ClientError::Endpoint { endpoint: endpoint.to_owned(), source })?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_while_idle(true);
-        let channel =
-            address.connect().await.map_err(|source| ClientError::Connect { endpoint: endpoint.to_owned(), source })?;
-        Ok(Self::over(channel))
+        Self::connect_with(endpoint, &Credentials::default()).await
+    }
+
+    /// The same with TLS (`https://`), a certificate of the client's own, or a token.
+    ///
+    /// # Errors
+    /// As [`ForecastClient::connect`]; [`ClientError::NoAuthority`] for `https` without an authority to trust, and
+    /// [`ClientError::Token`] for a token that cannot be sent.
+    pub async fn connect_with(endpoint: &str, credentials: &Credentials) -> Result<Self, ClientError> {
+        let authorization = credentials.authorization()?;
+        Ok(Self { authorization, ..Self::over(channel(endpoint, credentials).await?) })
     }
 
     /// A client over a channel that was set up elsewhere.
@@ -115,7 +114,7 @@ impl ForecastClient {
         let inner = ForecastServiceClient::new(channel)
             .max_encoding_message_size(MAX_REQUEST_BYTES)
             .max_decoding_message_size(MAX_RESPONSE_BYTES);
-        Self { inner, timeout: DEFAULT_TIMEOUT }
+        Self { inner, timeout: DEFAULT_TIMEOUT, authorization: None }
     }
 
     /// The same connection with another deadline for each call (30 s without).
@@ -128,6 +127,9 @@ impl ForecastClient {
     fn request<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.timeout);
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
+        }
         request
     }
 

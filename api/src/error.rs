@@ -93,6 +93,15 @@ pub enum ClientError {
         #[source]
         source: tonic::transport::Error,
     },
+    /// A server that speaks TLS is asked without a word whom to trust.
+    #[error("{endpoint} speaks TLS, and no authority was named that its certificate must come from; name one")]
+    NoAuthority {
+        /// Where.
+        endpoint: String,
+    },
+    /// A token holds what no header can.
+    #[error("the token holds characters that cannot be sent; tokens are plain letters, digits and signs")]
+    Token,
     /// Nobody answers there.
     #[error("cannot connect to {endpoint}; is the server running")]
     Connect {
@@ -146,7 +155,11 @@ impl ClientError {
     fn status(&self) -> Option<&tonic::Status> {
         match self {
             ClientError::Call { source, .. } => Some(source),
-            ClientError::Endpoint { .. } | ClientError::Connect { .. } | ClientError::Answer { .. } => None,
+            ClientError::Endpoint { .. }
+            | ClientError::NoAuthority { .. }
+            | ClientError::Token
+            | ClientError::Connect { .. }
+            | ClientError::Answer { .. } => None,
         }
     }
 }

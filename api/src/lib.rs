@@ -5,11 +5,13 @@
 //! chunk out of order or a metric that does not exist is a [`WireError`], never a silently wrong number.
 
 mod client;
+mod connect;
 mod control;
 mod control_client;
 mod convert;
 mod error;
 mod query;
+mod secret;
 
 /// Code generated from `proto/foreshard/v1`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -33,6 +35,7 @@ pub const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 pub const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
 pub use client::{ForecastClient, IngestSummary, ModelInfo, SeriesProvenance, ShardRisk};
+pub use connect::{ClientCertificate, Credentials};
 pub use control::{
     DryRunReport, JournalLine, Migration, MigrationDetails, MigrationProgress, ShardOwner, StartMigration,
 };
@@ -43,3 +46,4 @@ pub use convert::{
 };
 pub use error::{ClientError, WireError};
 pub use query::{ForecastQuery, RiskQuery, ScenarioQuery};
+pub use secret::Secret;

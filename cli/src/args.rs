@@ -283,6 +283,9 @@ pub struct ServeArgs {
     /// Address to listen on; port 0 takes a free one [default: serve.listen of the settings]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// Address for /livez, /readyz and /metrics over HTTP, or `none` [default: serve.http of the settings]
+    #[arg(long, value_name = "ADDRESS")]
+    pub http: Option<String>,
     /// Folder of the history that is taken in and served from [default: data.history of the settings]
     #[arg(long, value_name = "FOLDER")]
     pub history: Option<PathBuf>,

@@ -16,8 +16,10 @@ use toml::{Table, Value};
 /// Prefix of the environment variables that set options.
 const PREFIX: &str = "FORESHARD_";
 
-/// Variables with that prefix which are no options: the settings file, the log filter, and what computes the network.
-const NOT_OPTIONS: [&str; 3] = ["FORESHARD_CONFIG", "FORESHARD_LOG", "FORESHARD_SIMD"];
+/// Variables with that prefix which are no options: the settings file, the log filter, what computes the network, and secrets,
+/// which belong in no settings: the token of a client and the tokens of a server.
+const NOT_OPTIONS: [&str; 5] =
+    ["FORESHARD_CONFIG", "FORESHARD_LOG", "FORESHARD_SIMD", "FORESHARD_TOKEN", "FORESHARD_TOKENS"];
 
 /// One thing wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,11 @@
 //! Every option with its default; `config/example.toml` shows the same to people, and a test compares them.
 
+mod client;
+mod serve;
+
+pub use client::ClientSettings;
+pub use serve::ServeSettings;
+
 use foreshard_migrator::DriverConfig;
 use foreshard_migrator::postgres::{PostgresSettings, PrometheusUrl};
 use foreshard_model::ModelKind;
@@ -24,6 +30,8 @@ pub struct Settings {
     pub train: TrainSettings,
     /// How forecasts are served.
     pub serve: ServeSettings,
+    /// How servers are asked.
+    pub client: ClientSettings,
     /// How the control loop runs.
     pub control: ControlSettings,
     /// Where the state store is, and where its holder is reached.
@@ -117,47 +125,6 @@ impl Default for TrainSettings {
             memory_mib: 512,
             keep: 30,
             drift: DriftLimits::default(),
-        }
-    }
-}
-
-/// `[serve]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ServeSettings {
-    /// Address to listen on; anything but loopback is refused, since there is no TLS yet.
-    pub listen: String,
-    /// Rows that may wait for compute before requests are refused.
-    pub queue_rows: usize,
-    /// MiB of all scenario sets that are made or sent at once, before requests are refused.
-    pub scenario_mib: u32,
-    /// How often observations become pieces of the history.
-    #[serde(with = "humantime_serde")]
-    pub flush_every: Duration,
-    /// How often the champion's label is looked at.
-    #[serde(with = "humantime_serde")]
-    pub reload_every: Duration,
-    /// Days of observations kept in memory for each series.
-    pub context_days: u32,
-    /// How old the newest observation of a series may be before a fallback answers for it.
-    #[serde(with = "humantime_serde")]
-    pub stale_after: Duration,
-    /// How far ahead of the clock an observation may lie before it is refused.
-    #[serde(with = "humantime_serde")]
-    pub ahead_at_most: Duration,
-}
-
-impl Default for ServeSettings {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:7654".into(),
-            queue_rows: 65_536,
-            scenario_mib: 1024,
-            flush_every: Duration::from_secs(60),
-            reload_every: Duration::from_secs(5),
-            context_days: 35,
-            stale_after: Duration::from_secs(3600),
-            ahead_at_most: Duration::from_secs(15 * 60),
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Settings of a serving process.
 
+use foreshard_api::Secret;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::TlsFiles;
 
 /// Settings of a serving process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -11,6 +14,17 @@ use std::time::Duration;
 pub struct ServingConfig {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where `/livez`, `/readyz` and `/metrics` are answered over HTTP; nowhere if not set. Port 0 takes a free one.
+    pub http: Option<SocketAddr>,
+    /// Certificate and key of both ports, and who may connect; without it both speak in plain.
+    pub tls: Option<TlsFiles>,
+    /// Lets a port beyond loopback speak without TLS: where something else encrypts what goes over the network.
+    pub without_tls: bool,
+    /// File of tokens; without it, and without [`Self::token_text`], everybody who can connect may do everything.
+    pub tokens: Option<PathBuf>,
+    /// Tokens as such, in the form of the file.
+    #[serde(skip)]
+    pub token_text: Option<Secret>,
     /// Folder of the registry.
     pub registry: PathBuf,
     /// The model whose champion answers.
@@ -23,6 +37,9 @@ pub struct ServingConfig {
     pub log: Option<PathBuf>,
     /// Rows (forecasts of one series) that may wait to be computed; beyond them requests are refused.
     pub queue_rows: usize,
+    /// How long a request may have to wait for compute, real time; one that would wait longer is refused at once.
+    #[serde(with = "humantime_serde")]
+    pub queue_wait: Duration,
     /// Rows that are computed together at most.
     pub batch_rows: usize,
     /// MiB of all scenario sets that are made or sent at once; beyond them requests are refused.
@@ -43,6 +60,14 @@ pub struct ServingConfig {
     /// How far ahead of the clock a row may lie, model time, before it is refused: a few steps, for clocks that differ.
     #[serde(with = "humantime_serde")]
     pub ahead_at_most: Duration,
+    /// Connections of each port that may be open at once; one more is closed at once.
+    pub connections: usize,
+    /// How old a gRPC connection becomes before its client is asked to make another, real time.
+    #[serde(with = "humantime_serde")]
+    pub connection_age: Duration,
+    /// How long calls may go on over a connection of that age, real time, before it is closed.
+    #[serde(with = "humantime_serde")]
+    pub connection_grace: Duration,
     /// How long requests in flight may go on when the server stops, real time.
     #[serde(with = "humantime_serde")]
     pub drain_for: Duration,
@@ -52,12 +77,18 @@ impl Default for ServingConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7450)),
+            http: None,
+            tls: None,
+            without_tls: false,
+            tokens: None,
+            token_text: None,
             registry: PathBuf::from("registry"),
             model: "load".to_owned(),
             history: PathBuf::from("history"),
             events: None,
             log: None,
             queue_rows: 65_536,
+            queue_wait: Duration::from_secs(1),
             batch_rows: 4_096,
             scenario_mib: 1024,
             compute_threads: 1,
@@ -66,6 +97,9 @@ impl Default for ServingConfig {
             context_days: 15,
             stale_after: Duration::from_secs(3600),
             ahead_at_most: Duration::from_secs(15 * 60),
+            connections: 4_096,
+            connection_age: Duration::from_secs(3600),
+            connection_grace: Duration::from_secs(300),
             drain_for: Duration::from_secs(10),
         }
     }
@@ -92,11 +126,20 @@ impl ServingConfig {
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let name = !self.model.is_empty() && !self.model.starts_with('.') && self.model.chars().all(plain);
+        let open = |address: Option<SocketAddr>| address.is_some_and(|address| !address.ip().is_loopback());
+        let bare = self.tls.is_none() && !self.without_tls;
+        let beyond = "is no loopback address, and without TLS anybody on the way could read and change what goes over it; \
+                      give a certificate and its key (tls), or say that something else encrypts it (without_tls)";
+        check("listen", !(bare && open(Some(self.listen))), beyond);
+        check("http", !(bare && open(self.http)), beyond);
         check("model", name, "must be the name of a folder of the registry");
         check("registry", !self.registry.as_os_str().is_empty(), "must be a folder");
         check("history", !self.history.as_os_str().is_empty(), "must be a folder");
         check("log", self.log.as_ref() != Some(&self.history), "must not be the folder of the history");
         check("queue_rows", self.queue_rows > 0, "must be at least 1");
+        check("queue_wait", !self.queue_wait.is_zero(), "must be longer than nothing");
+        check("connections", self.connections > 0, "must be at least 1");
+        check("connection_age", !self.connection_age.is_zero(), "must be longer than nothing");
         check("batch_rows", self.batch_rows > 0, "must be at least 1");
         check("scenario_mib", self.scenario_mib > 0, "must be at least 1");
         check("compute_threads", (1..=256).contains(&self.compute_threads), "must be 1 to 256");
@@ -133,6 +176,17 @@ mod tests {
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<ServingConfig>(&text).unwrap(), config);
         assert!(serde_json::from_str::<ServingConfig>(r#"{"listn": 1}"#).is_err());
+    }
+
+    #[test]
+    fn a_port_beyond_loopback_needs_tls_or_a_word() {
+        let everywhere: SocketAddr = "0.0.0.0:0".parse().unwrap();
+        let options = |config: ServingConfig| config.problems().into_iter().map(|p| p.option).collect::<Vec<_>>();
+        let open = ServingConfig { listen: everywhere, http: Some(everywhere), ..ServingConfig::default() };
+        assert_eq!(options(open.clone()), ["listen", "http"]);
+        assert_eq!(options(ServingConfig { without_tls: true, ..open.clone() }), [""; 0]);
+        let tls = TlsFiles { cert: "cert.pem".into(), key: "key.pem".into(), client_ca: None };
+        assert_eq!(options(ServingConfig { tls: Some(tls), ..open }), [""; 0]);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Computing answers, away from the threads that talk to clients.
 //!
-//! Requests wait in a queue that is measured in rows (one row is the forecast of one series). A full queue refuses at once,
-//! so that a caller learns in microseconds that it must wait, and what expired or was given up while it waited is never
-//! computed. Waiting requests of one product are computed together; a series that several of them want is computed once.
+//! Requests wait in a queue that is measured in rows (one row is the forecast of one series) and in time. A full queue, and
+//! one that is worked off too slowly, refuses at once, so that a caller learns in microseconds that it must wait, and what
+//! expired or was given up while it waited is never computed. Waiting requests of one product are computed together; a series that several of them want is computed once.
 
 mod answer;
+mod pace;
 mod queue;
 mod slot;
 
@@ -16,12 +17,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::context::SeriesKey;
+use crate::metrics::BatchTimes;
 use answer::forecasts;
 pub(crate) use queue::QueueFull;
-use queue::{Job, RowQueue};
+use queue::{Job, Now, QueueLimits, RowQueue};
 
 /// How many requests went which way since the start.
 #[derive(Debug, Default)]
@@ -78,6 +81,7 @@ pub(crate) struct Engine {
     queue: Arc<RowQueue>,
     counts: Arc<EngineCounts>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    bench: Arc<Bench>,
 }
 
 /// How much an engine takes on.
@@ -85,6 +89,8 @@ pub(crate) struct Engine {
 pub(crate) struct EngineLimits {
     /// Rows that may wait.
     pub(crate) queue_rows: usize,
+    /// How long a request may wait.
+    pub(crate) queue_wait: Duration,
     /// Rows that are computed together.
     pub(crate) batch_rows: usize,
     /// Threads that compute.
@@ -93,16 +99,23 @@ pub(crate) struct EngineLimits {
 
 impl Engine {
     /// Starts the threads.
-    pub(crate) fn start(bench: &Arc<Bench>, limits: EngineLimits) -> std::io::Result<Self> {
-        let queue = Arc::new(RowQueue::new(limits.queue_rows));
+    pub(crate) fn start(bench: &Arc<Bench>, limits: EngineLimits, times: &Arc<BatchTimes>) -> std::io::Result<Self> {
+        let EngineLimits { queue_rows, queue_wait, batch_rows, threads: wanted } = limits;
+        let limits = QueueLimits { rows: queue_rows, wait: queue_wait, batch_rows, threads: wanted.max(1) };
+        let queue = Arc::new(RowQueue::new(limits));
         let counts = Arc::new(EngineCounts::default());
         let mut threads = Vec::new();
-        for i in 0..limits.threads.max(1) {
-            let worker = Worker { queue: Arc::clone(&queue), counts: Arc::clone(&counts), bench: Arc::clone(bench) };
+        for i in 0..limits.threads {
+            let worker = Worker {
+                queue: Arc::clone(&queue),
+                counts: Arc::clone(&counts),
+                bench: Arc::clone(bench),
+                times: Arc::clone(times),
+            };
             let thread = std::thread::Builder::new().name(format!("compute-{i}"));
-            threads.push(thread.spawn(move || worker.run(limits.batch_rows))?);
+            threads.push(thread.spawn(move || worker.run())?);
         }
-        Ok(Self { queue, counts, threads: Mutex::new(threads) })
+        Ok(Self { queue, counts, threads: Mutex::new(threads), bench: Arc::clone(bench) })
     }
 
     /// Counts since the start.
@@ -115,6 +128,17 @@ impl Engine {
         self.queue.rows()
     }
 
+    /// Whether a request that came now would be taken.
+    pub(crate) fn takes_more(&self) -> bool {
+        self.queue.wait(now(self.bench.clock.as_ref())).is_some()
+    }
+
+    /// Whether there is a thread left that computes.
+    pub(crate) fn computes(&self) -> bool {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.iter().any(|thread| !thread.is_finished())
+    }
+
     /// Queues the forecasts of `keys`; `make` turns them into the answer on a compute thread. The receiver fails if the
     /// request expired, the engine stopped, or computing it went wrong.
     pub(crate) fn submit<T: Send + 'static>(
@@ -125,8 +149,9 @@ impl Engine {
         make: impl FnOnce(&Bench, Product, Vec<SeriesForecast>) -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, QueueFull> {
         let (sender, receiver) = oneshot::channel();
-        let job = Job { product, keys, deadline, finish: Box::new(Reply { sender, make }) };
-        match self.queue.push(job) {
+        let now = now(self.bench.clock.as_ref());
+        let job = Job { product, keys, deadline, queued: now.steady, finish: Box::new(Reply { sender, make }) };
+        match self.queue.push(job, now) {
             Ok(()) => Ok(receiver),
             Err(full) => {
                 self.counts.refused.fetch_add(1, Ordering::Relaxed);
@@ -154,26 +179,42 @@ impl Drop for Engine {
     }
 }
 
+fn now(clock: &dyn Clock) -> Now {
+    Now { real: clock.real(), steady: clock.monotonic() }
+}
+
 struct Worker {
     queue: Arc<RowQueue>,
     counts: Arc<EngineCounts>,
     bench: Arc<Bench>,
+    times: Arc<BatchTimes>,
 }
 
 impl Worker {
-    fn run(&self, batch_rows: usize) {
-        while let Some(jobs) = self.queue.pop(batch_rows) {
-            let now = self.bench.clock.real();
-            let (live, late): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.wanted(now));
+    fn run(&self) {
+        while let Some(jobs) = self.queue.pop() {
+            let start = self.now();
+            let (live, late): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.wanted(start.real));
             self.counts.expired.fetch_add(late.len() as u64, Ordering::Relaxed);
             drop(late);
+            live.iter().for_each(|job| self.times.waited(start.steady.saturating_sub(job.queued)));
             let computed = live.len() as u64;
             // Counted before the answers leave, so that whoever has one sees it counted.
             self.counts.computed.fetch_add(computed, Ordering::Relaxed);
+            let rows = live.iter().map(Job::rows).sum();
+            let ticket = self.queue.begin(rows, start);
             if catch_unwind(AssertUnwindSafe(|| self.compute(live))).is_err() {
                 tracing::error!(requests = computed, "computing a batch panicked; its requests fail, others go on");
             }
+            let took = self.queue.end(ticket, self.now());
+            if rows > 0 {
+                self.times.batch(rows, took);
+            }
         }
+    }
+
+    fn now(&self) -> Now {
+        now(self.bench.clock.as_ref())
     }
 
     fn compute(&self, jobs: Vec<Job>) {
@@ -182,6 +223,7 @@ impl Worker {
         keys.sort();
         keys.dedup();
         let made = forecasts(&self.bench, product, &keys);
+        self.times.made(&made);
         for job in jobs.into_iter().filter(|job| !job.finish.abandoned()) {
             let find = |key: &SeriesKey| keys.binary_search(key).ok().and_then(|i| made.get(i)).cloned();
             let own = job.keys.iter().filter_map(find).collect();
@@ -191,6 +233,6 @@ impl Worker {
 }
 
 /// When a request that arrives now and may take `timeout` expires.
-pub(crate) fn deadline(clock: &dyn Clock, timeout: Option<std::time::Duration>) -> Option<RealTime> {
+pub(crate) fn deadline(clock: &dyn Clock, timeout: Option<Duration>) -> Option<RealTime> {
     timeout.map(|timeout| clock.real().plus(timeout))
 }

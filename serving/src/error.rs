@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use crate::{ConfigProblem, EventsError, IngestError};
+use crate::{ConfigProblem, EventsError, IngestError, TlsError, TokenError};
 
 /// Why a server does not start, or did not stop cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,15 @@ pub enum ServingError {
     /// A compute thread cannot be started.
     #[error("cannot start a compute thread")]
     Thread(#[source] io::Error),
+    /// TLS cannot be offered.
+    #[error("TLS cannot be offered")]
+    Tls(#[from] TlsError),
+    /// The tokens cannot be used.
+    #[error("the tokens cannot be used")]
+    Tokens(#[from] TokenError),
+    /// The descriptors that name the methods cannot be read.
+    #[error("cannot read the descriptors of the services")]
+    Descriptors(#[source] prost::DecodeError),
     /// The reflection service cannot be built from the descriptors.
     #[error("cannot build the reflection service")]
     Reflection(#[source] tonic_reflection::server::Error),

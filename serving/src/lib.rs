@@ -6,21 +6,32 @@
 //!   inside one, and all series share that origin.
 //! - *Engine*: a queue bounded by rows before threads of its own; a full queue refuses at once, expired requests are not
 //!   computed (S1).
+//! - *Load*: connections are bounded in number and age; a request that would wait too long is refused with a word when to come
+//!   again; `/livez`, `/readyz` and `/metrics` on a port of their own tell how things are.
+//! - *Access*: TLS with or without certificates of clients, tokens with rights for each method; without TLS only loopback, unless
+//!   somebody says otherwise.
 //! - *Reload*: when the champion changes, the new version is loaded, verified and tried out beside the old one and then
 //!   exchanged in one step; one that fails is refused and the old one goes on (S1).
 //! - *Fallback*: what the model cannot answer, seasonal naive answers, and the provenance says so and why.
 
+mod access;
 mod config;
 mod context;
 mod engine;
 mod error;
 mod events;
+mod http;
 mod ingest;
+mod metrics;
+mod readiness;
 mod registry;
 mod server;
 mod service;
+mod transport;
 mod version;
+mod watched;
 
+pub use access::TokenError;
 pub use config::{ConfigProblem, ServingConfig};
 pub use engine::EngineCounts;
 pub use error::ServingError;
@@ -28,4 +39,5 @@ pub use events::EventsError;
 pub use ingest::{IngestError, LogError};
 pub use registry::ReloadError;
 pub use server::{RunningServer, start, start_with};
+pub use transport::{TlsError, TlsFiles};
 pub use version::{LoadError, RegistryVersions, ServedVersion, VersionLoader};

@@ -6,6 +6,7 @@ use foreshard_model::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
 
@@ -95,12 +96,16 @@ pub(crate) struct Reloader {
     /// Why versions were refused, by number. Never held while a version is loaded: whoever lists the versions waits for
     /// no reload.
     refused: Mutex<BTreeMap<u64, String>>,
+    exchanges: AtomicU64,
+    refusals: AtomicU64,
 }
 
 impl Reloader {
     pub(crate) fn new(registry: &Path, model: &str, loader: Arc<dyn VersionLoader>, slot: Arc<Slot>) -> Self {
         let folder = registry.join(model);
-        Self { folder, model: model.to_owned(), loader, slot, checking: Mutex::default(), refused: Mutex::default() }
+        let (exchanges, refusals) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (checking, refused) = (Mutex::default(), Mutex::default());
+        Self { folder, model: model.to_owned(), loader, slot, checking, refused, exchanges, refusals }
     }
 
     /// Exchanges the served version if the champion is another one, and returns the new one. A version that cannot be
@@ -118,10 +123,12 @@ impl Reloader {
                 self.refused().remove(&champion);
                 let id = version.id();
                 self.slot.exchange(version);
+                self.exchanges.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(version = %id, before = ?served, "version serves");
                 Ok(Some(id))
             }
             Err(error) => {
+                self.refusals.fetch_add(1, Ordering::Relaxed);
                 let why = reason(&error);
                 if self.refused().insert(champion, why.clone()).as_ref() != Some(&why) {
                     tracing::error!(version = champion, still_serving = ?served, %why, "version refused");
@@ -129,6 +136,16 @@ impl Reloader {
                 Err(error)
             }
         }
+    }
+
+    /// How often a version was put in the place of another, or of none.
+    pub(crate) fn exchanged(&self) -> u64 {
+        self.exchanges.load(Ordering::Relaxed)
+    }
+
+    /// How often the champion was looked at and could not serve.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     fn refused(&self) -> MutexGuard<'_, BTreeMap<u64, String>> {

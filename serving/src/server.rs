@@ -1,6 +1,8 @@
 //! A serving process: starts the parts in their order, keeps them going, stops them without losing anything.
 
-use foreshard_api::v1::forecast_service_server::{ForecastServiceServer, SERVICE_NAME};
+mod background;
+
+use foreshard_api::v1::forecast_service_server::ForecastServiceServer;
 use foreshard_api::{FILE_DESCRIPTOR_SET, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES};
 use foreshard_domain::{Clock, ModelVersion};
 use std::net::SocketAddr;
@@ -11,20 +13,31 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic_health::ServingStatus;
+use tonic::transport::server::Router;
 use tonic_health::server::HealthReporter;
+use tower::layer::util::{Identity, Stack};
 
+use crate::access::{Access, AccessLayer};
 use crate::config::model_ms;
 use crate::engine::{Bench, Engine, EngineLimits, Slot};
 use crate::events::EventWatch;
-use crate::ingest::{Ingestor, reason};
+use crate::http::{self, Pages};
+use crate::ingest::Ingestor;
+use crate::metrics::{BatchTimes, CallLayer, Methods, Metrics, State};
+use crate::readiness::Readiness;
 use crate::registry::Reloader;
 use crate::service::{ForecastApi, ScenarioBudget};
-use crate::{EngineCounts, IngestError, RegistryVersions, ReloadError, ServingConfig, ServingError, VersionLoader};
+use crate::transport::{ConnectionCounts, ConnectionLimits, Inside, Tls, accept};
+use crate::{EngineCounts, RegistryVersions, ReloadError, ServingConfig, ServingError, VersionLoader};
 
 /// A connection whose other end went away is noticed by pings in this interval.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// A connection that says nothing for so long after it was opened is closed.
+const SPEAK_WITHIN: Duration = Duration::from_secs(20);
+
+/// Calls of one connection at once; more wait at the client.
+const CALLS_OF_A_CONNECTION: u32 = 1024;
 
 /// Time for the last answers to leave once requests in flight are cut off.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(1);
@@ -33,15 +46,25 @@ const CUT_OFF_WITHIN: Duration = Duration::from_secs(1);
 /// nothing is lost then either, since the log has every acknowledged row.
 pub struct RunningServer {
     addr: SocketAddr,
+    http_addr: Option<SocketAddr>,
+    encrypted: bool,
     stop: CancellationToken,
-    _stops_when_dropped: DropGuard,
+    stop_http: CancellationToken,
+    _stops_when_dropped: [DropGuard; 2],
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    http: Option<JoinHandle<()>>,
     background: Vec<JoinHandle<()>>,
     health: HealthReporter,
+    readiness: Arc<Readiness>,
     parts: ForecastApi,
     slot: Arc<Slot>,
     drain_for: Duration,
 }
+
+/// Around all services, from the outside: calls are counted, then checked.
+type Layers = Stack<AccessLayer, Stack<CallLayer, Identity>>;
+
+type Ports = Vec<(&'static str, Arc<ConnectionCounts>)>;
 
 /// Starts serving the versions of a registry.
 ///
@@ -65,11 +88,13 @@ pub async fn start_with(
     if !problems.is_empty() {
         return Err(ServingError::Config(problems));
     }
-    // First the address: a second server must not touch the log of the first.
-    let failed = |source| ServingError::Listen { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
-    let addr = listener.local_addr().map_err(failed)?;
-
+    // First the addresses: a second server must not touch the log of the first.
+    let (listener, addr) = listen(config.listen).await?;
+    let http = match config.http {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    let guard = Guard::open(&config)?;
     let (history, log, days) = (config.history.clone(), config.log_dir(), config.context_days);
     let ingestor = Arc::new(spawn_blocking(move || Ingestor::open(&history, &log, days)).await??);
     let events = Arc::new(EventWatch::new(config.events.clone(), ingestor.contexts()));
@@ -77,10 +102,105 @@ pub async fn start_with(
     spawn_blocking(move || first.check()).await??;
     let slot = Arc::new(Slot::default());
     let reloader = Arc::new(Reloader::new(&config.registry, &config.model, loader, Arc::clone(&slot)));
-    reload(&reloader).await;
-    let parts = parts(&config, clock, ingestor, reloader, &slot)?;
+    background::reload(&reloader).await;
 
-    let stop = CancellationToken::new();
+    let (stop, stop_http) = (CancellationToken::new(), CancellationToken::new());
+    let limits = connection_limits(&config);
+    let (incoming, connections) = accept(listener, limits, guard.tls(Inside::Grpc), stop.clone());
+    let mut ports = vec![("grpc", connections)];
+    let http = http.map(|(listener, addr)| {
+        let (incoming, connections) = accept(listener, limits, guard.tls(Inside::Http), stop_http.clone());
+        ports.push(("http", connections));
+        (incoming, addr)
+    });
+    let parts = parts(&config, clock, ingestor, reloader, (&slot, ports))?;
+    let readiness = Arc::new(Readiness::new(Arc::clone(&parts.engine)));
+    let (health, router) = router(&config, &parts, &guard.access)?;
+    background::tell(&health, &readiness).await;
+    let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
+    let http_addr = http.as_ref().map(|(_, addr)| *addr);
+    let pages = Pages {
+        readiness: Arc::clone(&readiness),
+        metrics: Arc::clone(&parts.metrics),
+        access: Arc::clone(&guard.access),
+    };
+    let http = http.map(|(incoming, _)| tokio::spawn(http::serve(incoming, pages, stop_http.clone())));
+    let background = vec![
+        tokio::spawn(background::keep_flushing(parts.clone(), config.flush_every, stop.clone())),
+        tokio::spawn(background::keep_reloading(
+            (Arc::clone(&parts.reloader), events, guard.clone()),
+            config.reload_every,
+            stop.clone(),
+        )),
+        tokio::spawn(background::keep_telling(health.clone(), Arc::clone(&readiness), stop.clone())),
+    ];
+    tracing::info!(%addr, http = ?http_addr, model = config.model, version = ?slot.id(), "serving");
+    Ok(RunningServer {
+        addr,
+        http_addr,
+        encrypted: guard.tls.is_some(),
+        _stops_when_dropped: [stop.clone().drop_guard(), stop_http.clone().drop_guard()],
+        stop,
+        stop_http,
+        serving,
+        http,
+        background,
+        health,
+        readiness,
+        parts,
+        slot,
+        drain_for: config.drain_for,
+    })
+}
+
+/// What keeps out who does not belong.
+#[derive(Clone)]
+struct Guard {
+    tls: Option<Arc<Tls>>,
+    access: Arc<Access>,
+}
+
+impl Guard {
+    fn open(config: &ServingConfig) -> Result<Self, ServingError> {
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        let access = Arc::new(Access::open(config.tokens.clone(), config.token_text.clone())?);
+        if tls.is_none() && access.is_guarded() && !config.listen.ip().is_loopback() {
+            tracing::warn!("tokens go over the network in plain unless something else encrypts them");
+        }
+        Ok(Self { tls, access })
+    }
+
+    fn tls(&self, inside: Inside) -> Option<(Arc<Tls>, Inside)> {
+        self.tls.as_ref().map(|tls| (Arc::clone(tls), inside))
+    }
+
+    /// Reads certificates and tokens again if they have changed. Blocks on the disk.
+    fn look(&self) {
+        self.access.look();
+        if let Some(tls) = &self.tls {
+            tls.look();
+        }
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServingError> {
+    let failed = |source| ServingError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let addr = listener.local_addr().map_err(failed)?;
+    Ok((listener, addr))
+}
+
+fn connection_limits(config: &ServingConfig) -> ConnectionLimits {
+    let hard_age = config.connection_age.saturating_add(config.connection_grace);
+    ConnectionLimits { most: config.connections, speak_within: SPEAK_WITHIN, hard_age }
+}
+
+/// All services of the gRPC port.
+fn router(
+    config: &ServingConfig,
+    parts: &ForecastApi,
+    access: &Arc<Access>,
+) -> Result<(HealthReporter, Router<Layers>), ServingError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -90,23 +210,18 @@ pub async fn start_with(
     let forecasts = ForecastServiceServer::new(parts.clone())
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(MAX_RESPONSE_BYTES);
-    let server = Server::builder()
+    // The grace after that age is kept by the connections themselves: with a grace of its own, tonic cuts without a word.
+    let router = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .max_concurrent_streams(Some(CALLS_OF_A_CONNECTION))
+        .max_connection_age(config.connection_age)
+        .layer(parts.metrics.calls.clone())
+        .layer(AccessLayer(Arc::clone(access)))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(forecasts);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
-    let background = vec![
-        tokio::spawn(keep_flushing(parts.clone(), config.flush_every, stop.clone())),
-        tokio::spawn(keep_reloading((Arc::clone(&parts.reloader), events), config.reload_every, stop.clone())),
-    ];
-    set_health(&health, ServingStatus::Serving).await;
-    tracing::info!(%addr, model = config.model, version = ?slot.id(), "serving");
-    let drain_for = config.drain_for;
-    let _stops_when_dropped = stop.clone().drop_guard();
-    Ok(RunningServer { addr, stop, _stops_when_dropped, serving, background, health, parts, slot, drain_for })
+    Ok((health, router))
 }
 
 fn parts(
@@ -114,7 +229,7 @@ fn parts(
     clock: Arc<dyn Clock>,
     ingestor: Arc<Ingestor>,
     reloader: Arc<Reloader>,
-    slot: &Arc<Slot>,
+    (slot, ports): (&Arc<Slot>, Ports),
 ) -> Result<ForecastApi, ServingError> {
     let bench = Arc::new(Bench {
         contexts: ingestor.contexts(),
@@ -122,13 +237,28 @@ fn parts(
         clock: Arc::clone(&clock),
         stale_after_ms: model_ms(config.stale_after),
     });
-    let limits =
-        EngineLimits { queue_rows: config.queue_rows, batch_rows: config.batch_rows, threads: config.compute_threads };
+    let limits = EngineLimits {
+        queue_rows: config.queue_rows,
+        queue_wait: config.queue_wait,
+        batch_rows: config.batch_rows,
+        threads: config.compute_threads,
+    };
+    let batches = Arc::new(BatchTimes::default());
+    let engine = Arc::new(Engine::start(&bench, limits, &batches).map_err(ServingError::Thread)?);
+    let state = State {
+        engine: Arc::clone(&engine),
+        slot: Arc::clone(slot),
+        reloader: Arc::clone(&reloader),
+        contexts: ingestor.contexts(),
+        ports,
+    };
+    let methods = Methods::served().map_err(ServingError::Descriptors)?;
     Ok(ForecastApi {
-        engine: Arc::new(Engine::start(&bench, limits).map_err(ServingError::Thread)?),
+        engine,
         contexts: ingestor.contexts(),
         ingestor,
         reloader,
+        metrics: Arc::new(Metrics::new(Arc::clone(&clock), methods, &batches, state)),
         clock,
         flush_now: Arc::new(Notify::new()),
         ahead_at_most_ms: model_ms(config.ahead_at_most),
@@ -137,22 +267,29 @@ fn parts(
     })
 }
 
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    // The empty name is the server as a whole.
-    for service in ["", SERVICE_NAME] {
-        health.set_service_status(service, status).await;
-    }
-}
-
 impl RunningServer {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
+    /// Where it answers over HTTP, if it does.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http_addr
+    }
+
     /// Its address as a client wants it.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.addr)
+        self.url(self.addr)
+    }
+
+    /// The address of its HTTP port, if it has one.
+    pub fn http_endpoint(&self) -> Option<String> {
+        self.http_addr.map(|addr| self.url(addr))
+    }
+
+    fn url(&self, addr: SocketAddr) -> String {
+        format!("{}://{addr}", if self.encrypted { "https" } else { "http" })
     }
 
     /// The version that answers now.
@@ -187,7 +324,7 @@ impl RunningServer {
     /// # Errors
     /// [`ServingError::Ingest`]; the rows wait on.
     pub async fn flush(&self) -> Result<usize, ServingError> {
-        Ok(flush(&self.parts.ingestor).await??)
+        Ok(background::flush(&self.parts.ingestor).await??)
     }
 
     /// Stops: takes no new calls, lets those in flight finish within the time that the settings allow, cuts off the rest,
@@ -196,9 +333,14 @@ impl RunningServer {
     /// # Errors
     /// [`ServingError`] if a part failed; acknowledged rows are in the log even then.
     pub async fn shutdown(self) -> Result<(), ServingError> {
-        let Self { stop, mut serving, background, health, parts, drain_for, _stops_when_dropped, .. } = self;
-        set_health(&health, ServingStatus::NotServing).await;
+        let Self { stop, stop_http, mut serving, http, background, health, readiness, parts, drain_for, .. } = self;
+        // From here on the second port says so, until the very end.
+        readiness.stop();
         stop.cancel();
+        for task in background {
+            task.await?;
+        }
+        background::tell(&health, &readiness).await;
         let mut ended = tokio::time::timeout(drain_for, &mut serving).await;
         if ended.is_err() {
             tracing::warn!(after = ?drain_for, "requests in flight are cut off");
@@ -207,68 +349,21 @@ impl RunningServer {
             ended = tokio::time::timeout(CUT_OFF_WITHIN, &mut serving).await;
             serving.abort();
         }
-        for task in background {
-            task.await?;
-        }
         let engine = Arc::clone(&parts.engine);
         let stopping = spawn_blocking(move || engine.stop());
         if tokio::time::timeout(drain_for, stopping).await.is_err() {
             tracing::warn!(after = ?drain_for, "a computation goes on; nobody waits for it");
         }
-        flush(&parts.ingestor).await??;
+        background::flush(&parts.ingestor).await??;
+        stop_http.cancel();
+        if let Some(http) = http
+            && tokio::time::timeout(CUT_OFF_WITHIN, http).await.is_err()
+        {
+            tracing::warn!("a connection of the HTTP port is cut off");
+        }
         match ended {
             Ok(served) => Ok(served??),
             Err(_) => Ok(()),
         }
-    }
-}
-
-async fn flush(ingestor: &Arc<Ingestor>) -> Result<Result<usize, IngestError>, tokio::task::JoinError> {
-    let ingestor = Arc::clone(ingestor);
-    spawn_blocking(move || ingestor.flush()).await
-}
-
-async fn keep_flushing(parts: ForecastApi, every: Duration, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = parts.flush_now.notified() => {}
-            () = tokio::time::sleep(every) => {}
-        }
-        match flush(&parts.ingestor).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(rows)) => tracing::debug!(rows, "rows put into the history"),
-            Ok(Err(error)) => tracing::error!(error = %reason(&error), "flush failed; the rows wait in the log"),
-            Err(error) => tracing::error!(%error, "flush panicked; the rows wait in the log"),
-        }
-    }
-}
-
-async fn keep_reloading(
-    (reloader, events): (Arc<Reloader>, Arc<EventWatch>),
-    every: Duration,
-    stop: CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(every) => {}
-        }
-        reload(&reloader).await;
-        let events = Arc::clone(&events);
-        if let Err(error) = spawn_blocking(move || events.look()).await {
-            tracing::error!(%error, "looking at the events panicked");
-        }
-    }
-}
-
-/// Looks at the labels; a refusal is told by the reloader, and fallbacks or the version before answer meanwhile.
-async fn reload(reloader: &Arc<Reloader>) {
-    let checking = Arc::clone(reloader);
-    match spawn_blocking(move || checking.check()).await {
-        Ok(Ok(_))
-        | Ok(Err(ReloadError::Load { .. } | ReloadError::Rehearsal { .. } | ReloadError::Mistaken { .. })) => {}
-        Ok(Err(error)) => tracing::warn!(error = %reason(&error), "the registry cannot be read"),
-        Err(error) => tracing::error!(%error, "looking at the labels panicked"),
     }
 }

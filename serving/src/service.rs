@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::context::{ContextStore, SeriesKey, Wanted};
 use crate::engine::{Bench, Engine, deadline, risks, scenarios};
 use crate::ingest::{Arrival, Ingestor, checked};
+use crate::metrics::Metrics;
 use crate::registry::Reloader;
 pub(crate) use scenarios::ScenarioBudget;
 use scenarios::SetSize;
@@ -48,6 +49,7 @@ pub(crate) struct ForecastApi {
     pub(crate) flush_now: Arc<Notify>,
     pub(crate) ahead_at_most_ms: i64,
     pub(crate) scenario_budget: ScenarioBudget,
+    pub(crate) metrics: Arc<Metrics>,
     /// Cancelled when the time for finishing is over: calls that still wait end then.
     pub(crate) cut: CancellationToken,
 }
@@ -92,6 +94,7 @@ impl ForecastApi {
     async fn take(&self, batch: v1::IngestRequest, answer: &mut v1::IngestResponse) -> Result<(), Status> {
         let arrival = Arrival { now: self.clock.model(), ahead_at_most_ms: self.ahead_at_most_ms };
         let mut rows = Vec::with_capacity(batch.rows.len());
+        let refused_before = answer.refused_total;
         for row in batch.rows {
             let shard_id = row.shard_id.clone();
             match checked(row, arrival) {
@@ -104,11 +107,13 @@ impl ForecastApi {
                 }
             }
         }
+        self.metrics.ingested(0, 0, answer.refused_total - refused_before);
         let ingestor = Arc::clone(&self.ingestor);
         let taken = tokio::task::spawn_blocking(move || ingestor.take(rows)).await;
         let taken = taken.map_err(|error| status::internal(&error))?.map_err(|error| status::ingest(&error))?;
         answer.accepted += taken.accepted;
         answer.duplicates += taken.duplicates;
+        self.metrics.ingested(taken.accepted, taken.duplicates, 0);
         if taken.flush_now {
             self.flush_now.notify_one();
         }

@@ -67,7 +67,7 @@ async fn one_round(
     holder: Option<&ControlServer>,
     format: Format,
 ) -> Result<Verdict, Failure> {
-    let client = ForecastClient::connect(server).await?;
+    let client = ForecastClient::connect_with(server, &settings.client.credentials()?).await?;
     let history = read_history(&settings.data.history, &ReadFilter::default())?;
     let held = match holder {
         Some(holder) => Some(holder.view().await?),

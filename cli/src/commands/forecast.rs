@@ -15,22 +15,23 @@ const SHOWN: usize = 12;
 /// Asks and prints.
 pub fn run(args: &ForecastArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
     let forecasts = match &args.server {
-        Some(server) => from_server(server, args)?,
+        Some(server) => from_server(server, args, settings)?,
         None => from_registry(args, settings)?,
     };
     output::print(format, &forecasts, |f| text(f))?;
     Ok(Verdict::Done)
 }
 
-fn from_server(server: &str, args: &ForecastArgs) -> Result<Vec<SeriesForecast>, Failure> {
+fn from_server(server: &str, args: &ForecastArgs, settings: &Settings) -> Result<Vec<SeriesForecast>, Failure> {
     let query = ForecastQuery {
         shards: args.shards.clone(),
         metrics: args.metrics.clone(),
         product: args.product,
         levels: args.levels.clone(),
     };
+    let credentials = settings.client.credentials()?;
     runtime()?.block_on(async {
-        let client = ForecastClient::connect(server).await?;
+        let client = ForecastClient::connect_with(server, &credentials).await?;
         Ok(client.forecast(&query).await?)
     })
 }

@@ -1,5 +1,6 @@
 //! `foreshard serve`: the serving process, until interrupted.
 
+use foreshard_api::Secret;
 use foreshard_domain::SystemClock;
 use foreshard_serving::{ServingConfig, start};
 use serde::Serialize;
@@ -11,9 +12,13 @@ use crate::commands::{path, runtime};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
+/// Holds the tokens for those who have no file for them, in the form of the file.
+const TOKENS: &str = "FORESHARD_TOKENS";
+
 #[derive(Serialize)]
 struct Serving {
     address: String,
+    http: Option<String>,
     history: String,
     registry: String,
 }
@@ -24,9 +29,11 @@ pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verd
     let shown = (config.history.display().to_string(), config.registry.display().to_string());
     runtime()?.block_on(async {
         let running = start(config, Arc::new(SystemClock)).await?;
-        let serving = Serving { address: format!("http://{}", running.addr()), history: shown.0, registry: shown.1 };
+        let serving =
+            Serving { address: running.endpoint(), http: running.http_endpoint(), history: shown.0, registry: shown.1 };
         output::print(format, &serving, |s| {
-            format!("serving on {} (history {}, registry {}); Ctrl-C stops", s.address, s.history, s.registry)
+            let http = s.http.as_ref().map_or(String::new(), |http| format!("; health and metrics on {http}"));
+            format!("serving on {} (history {}, registry {}){http}; Ctrl-C stops", s.address, s.history, s.registry)
         })?;
         interrupted().await?;
         running.shutdown().await?;
@@ -45,25 +52,39 @@ pub async fn interrupted() -> Result<(), Failure> {
 }
 
 fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failure> {
-    let listen = args.listen.as_ref().unwrap_or(&settings.serve.listen);
-    let listen: SocketAddr =
-        listen.parse().map_err(|_| format!("{listen} is no address to listen on, such as 127.0.0.1:7654"))?;
-    if !listen.ip().is_loopback() {
-        return Err(format!("{listen} is no loopback address; without TLS anybody could read and ingest there").into());
-    }
+    let serve = &settings.serve;
+    let listen = address(args.listen.as_ref().unwrap_or(&serve.listen))?;
+    let http = match args.http.as_ref().unwrap_or(&serve.http).as_str() {
+        "none" => None,
+        http => Some(address(http)?),
+    };
     Ok(ServingConfig {
         listen,
+        http,
+        tls: serve.tls()?,
+        without_tls: serve.without_tls,
+        tokens: Some(serve.tokens.clone()).filter(|file| !file.as_os_str().is_empty()),
+        token_text: std::env::var(TOKENS).ok().map(Secret::new),
         history: path(&args.history, &settings.data.history).to_owned(),
         registry: path(&args.registry, &settings.registry.path).to_owned(),
         model: settings.registry.model.clone(),
         events: Some(path(&args.events, &settings.data.events).to_owned()).filter(|file| !file.as_os_str().is_empty()),
-        queue_rows: settings.serve.queue_rows,
-        scenario_mib: settings.serve.scenario_mib,
-        flush_every: settings.serve.flush_every,
-        reload_every: settings.serve.reload_every,
-        context_days: settings.serve.context_days,
-        stale_after: settings.serve.stale_after,
-        ahead_at_most: settings.serve.ahead_at_most,
+        queue_rows: serve.queue_rows,
+        queue_wait: serve.queue_wait,
+        scenario_mib: serve.scenario_mib,
+        connections: serve.connections,
+        connection_age: serve.connection_age,
+        connection_grace: serve.connection_grace,
+        drain_for: serve.drain_for,
+        flush_every: serve.flush_every,
+        reload_every: serve.reload_every,
+        context_days: serve.context_days,
+        stale_after: serve.stale_after,
+        ahead_at_most: serve.ahead_at_most,
         ..ServingConfig::default()
     })
+}
+
+fn address(text: &str) -> Result<SocketAddr, Failure> {
+    text.parse().map_err(|_| format!("{text} is no address to listen on, such as 127.0.0.1:7654").into())
 }

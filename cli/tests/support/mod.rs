@@ -70,7 +70,10 @@ impl Server {
     /// Starts it in `folder` on a free port, with settings from the environment, and waits until it serves.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
         let mut command = foreshard(folder);
-        command.args(["serve", "--listen", "127.0.0.1:0"]).envs(settings.iter().copied()).stdout(Stdio::piped());
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--http", "none"])
+            .envs(settings.iter().copied())
+            .stdout(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let line = lines.next().unwrap().unwrap();

@@ -1,10 +1,16 @@
-//! A queue of requests, bounded by their rows.
+//! A queue of requests, bounded by their rows and by how long they would wait.
+//!
+//! Rows bound the memory. They do not bound the wait: a queue that is worked off more slowly than it fills makes every
+//! request wait until it has expired, and nothing is ever answered. So a request is refused as well if what is before it
+//! would take longer, at the pace of the last batches, than it may wait.
 
 use foreshard_domain::{Product, RealTime};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::Finish;
+use super::pace::Pace;
 use crate::context::SeriesKey;
 
 /// A request that waits to be computed.
@@ -12,11 +18,13 @@ pub(crate) struct Job {
     pub(crate) product: Product,
     pub(crate) keys: Vec<SeriesKey>,
     pub(crate) deadline: Option<RealTime>,
+    /// When it came, on the steady clock.
+    pub(crate) queued: Duration,
     pub(crate) finish: Box<dyn Finish>,
 }
 
 impl Job {
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.keys.len().max(1)
     }
 
@@ -33,28 +41,82 @@ pub(crate) enum QueueFull {
     Full {
         /// Rows that wait.
         waiting: usize,
+        /// How long they will take; zero if that is not known yet.
+        wait: Duration,
+    },
+    /// It would wait too long.
+    Slow {
+        /// How long.
+        wait: Duration,
     },
     /// The server is stopping.
     Closed,
 }
+
+/// How much may wait, and how it is worked off.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueueLimits {
+    /// Rows that may wait.
+    pub(crate) rows: usize,
+    /// How long a request may wait.
+    pub(crate) wait: Duration,
+    /// Rows of one batch.
+    pub(crate) batch_rows: usize,
+    /// Threads that take batches.
+    pub(crate) threads: usize,
+}
+
+/// A moment, on both clocks: deadlines are moments of real time, and what took how long is read from the steady clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    pub(crate) real: RealTime,
+    pub(crate) steady: Duration,
+}
+
+/// A batch that is being computed.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    rows: usize,
+    since: Duration,
+}
+
+/// A batch that was taken from the queue, to be told as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
 
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
     rows: usize,
     closed: bool,
+    running: BTreeMap<u64, Running>,
+    batches: u64,
+    pace: Pace,
 }
 
-/// First in, first out; bounded by rows.
+impl Waiting {
+    /// How long whatever comes now would wait.
+    fn wait(&self, limits: &QueueLimits, now: Duration) -> Duration {
+        let left = |running: &Running| {
+            let whole = self.pace.estimate(running.rows, limits.batch_rows);
+            whole.saturating_sub(now.saturating_sub(running.since))
+        };
+        let running = self.running.values().map(left).fold(Duration::ZERO, Duration::saturating_add);
+        let before = self.pace.estimate(self.rows, limits.batch_rows).saturating_add(running);
+        before / u32::try_from(limits.threads.max(1)).unwrap_or(u32::MAX)
+    }
+}
+
+/// First in, first out; bounded by rows and by time.
 pub(crate) struct RowQueue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
-    most_rows: usize,
+    limits: QueueLimits,
 }
 
 impl RowQueue {
-    pub(crate) fn new(most_rows: usize) -> Self {
-        Self { waiting: Mutex::default(), changed: Condvar::new(), most_rows }
+    pub(crate) fn new(limits: QueueLimits) -> Self {
+        Self { waiting: Mutex::default(), changed: Condvar::new(), limits }
     }
 
     fn locked(&self) -> MutexGuard<'_, Waiting> {
@@ -66,16 +128,29 @@ impl RowQueue {
         self.locked().rows
     }
 
-    /// Lets a job wait, unless the rows would be too many. A job that is larger than the whole queue is taken when
-    /// nothing else waits, since it could never be otherwise.
-    pub(crate) fn push(&self, job: Job) -> Result<(), QueueFull> {
+    /// How long a request that came now would wait; `None` if it would be refused.
+    pub(crate) fn wait(&self, now: Now) -> Option<Duration> {
+        let waiting = self.locked();
+        let wait = waiting.wait(&self.limits, now.steady);
+        let room = waiting.rows < self.limits.rows && wait <= self.limits.wait && !waiting.closed;
+        room.then_some(wait)
+    }
+
+    /// Lets a job wait, unless the rows would be too many or it would wait too long. A job that is larger than the whole
+    /// queue is taken when nothing else waits, since it could never be otherwise.
+    pub(crate) fn push(&self, job: Job, now: Now) -> Result<(), QueueFull> {
         let mut waiting = self.locked();
         if waiting.closed {
             return Err(QueueFull::Closed);
         }
         let rows = waiting.rows.saturating_add(job.rows());
-        if rows > self.most_rows && !waiting.jobs.is_empty() {
-            return Err(QueueFull::Full { waiting: waiting.rows });
+        let wait = waiting.wait(&self.limits, now.steady);
+        if rows > self.limits.rows && !waiting.jobs.is_empty() {
+            return Err(QueueFull::Full { waiting: waiting.rows, wait });
+        }
+        let patience = job.deadline.map_or(Duration::MAX, |deadline| deadline.since(now.real)).min(self.limits.wait);
+        if wait > patience {
+            return Err(QueueFull::Slow { wait });
         }
         waiting.rows = rows;
         waiting.jobs.push_back(job);
@@ -83,9 +158,9 @@ impl RowQueue {
         Ok(())
     }
 
-    /// Waits for jobs and takes the oldest with all later ones of its product, as far as they fit into `batch_rows`;
-    /// `None` once the queue is closed and empty.
-    pub(crate) fn pop(&self, batch_rows: usize) -> Option<Vec<Job>> {
+    /// Waits for jobs and takes the oldest with all later ones of its product, as far as they fit into a batch; `None`
+    /// once the queue is closed and empty.
+    pub(crate) fn pop(&self) -> Option<Vec<Job>> {
         let mut waiting = self.locked();
         while waiting.jobs.is_empty() {
             if waiting.closed {
@@ -98,7 +173,7 @@ impl RowQueue {
         let mut batch = vec![first];
         let mut left = VecDeque::with_capacity(waiting.jobs.len());
         while let Some(job) = waiting.jobs.pop_front() {
-            if job.product == product && rows.saturating_add(job.rows()) <= batch_rows {
+            if job.product == product && rows.saturating_add(job.rows()) <= self.limits.batch_rows {
                 rows += job.rows();
                 batch.push(job);
             } else {
@@ -108,6 +183,26 @@ impl RowQueue {
         waiting.jobs = left;
         waiting.rows = waiting.rows.saturating_sub(rows);
         Some(batch)
+    }
+
+    /// Says that `rows` begin to be computed.
+    pub(crate) fn begin(&self, rows: usize, now: Now) -> Ticket {
+        let mut waiting = self.locked();
+        waiting.batches += 1;
+        let number = waiting.batches;
+        waiting.running.insert(number, Running { rows, since: now.steady });
+        Ticket(number)
+    }
+
+    /// Says that they are computed, and returns how long they took.
+    pub(crate) fn end(&self, ticket: Ticket, now: Now) -> Duration {
+        let mut waiting = self.locked();
+        let Some(Running { rows, since }) = waiting.running.remove(&ticket.0) else { return Duration::ZERO };
+        let took = now.steady.saturating_sub(since);
+        if rows > 0 {
+            waiting.pace.learn(rows, took);
+        }
+        took
     }
 
     /// Takes no more jobs; those that wait are still handed out.
@@ -135,42 +230,100 @@ mod tests {
     fn job(product: Product, rows: usize) -> Job {
         let shard = ShardId::new("s").unwrap();
         let keys = vec![(shard, Metric::CpuUtil); rows];
-        Job { product, keys, deadline: None, finish: Box::new(Nobody(false)) }
+        Job { product, keys, deadline: None, queued: Duration::ZERO, finish: Box::new(Nobody(false)) }
+    }
+
+    fn queue(rows: usize, batch_rows: usize) -> RowQueue {
+        RowQueue::new(QueueLimits { rows, wait: Duration::from_secs(1), batch_rows, threads: 1 })
+    }
+
+    fn at(ms: u64) -> Now {
+        Now { real: RealTime::from_ms(1_000_000 + i64::try_from(ms).unwrap()), steady: Duration::from_millis(ms) }
     }
 
     #[test]
     fn s1_a_full_queue_refuses_at_once_and_counts_rows() {
-        let queue = RowQueue::new(10);
-        assert_eq!(queue.push(job(Product::NextHours, 6)), Ok(()));
-        assert_eq!(queue.push(job(Product::NextHours, 4)), Ok(()));
-        assert_eq!(queue.push(job(Product::NextHours, 1)), Err(QueueFull::Full { waiting: 10 }));
-        assert_eq!(queue.pop(100).unwrap().len(), 2);
-        assert_eq!(queue.push(job(Product::NextHours, 50)), Ok(()), "alone, a larger one is taken");
-        assert_eq!(queue.push(job(Product::NextHours, 1)), Err(QueueFull::Full { waiting: 50 }));
+        let queue = queue(10, 100);
+        let full = |waiting| Err(QueueFull::Full { waiting, wait: Duration::ZERO });
+        assert_eq!(queue.push(job(Product::NextHours, 6), at(0)), Ok(()));
+        assert_eq!(queue.push(job(Product::NextHours, 4), at(0)), Ok(()));
+        assert_eq!(queue.push(job(Product::NextHours, 1), at(0)), full(10));
+        assert_eq!(queue.wait(at(0)), None);
+        assert_eq!(queue.pop().unwrap().len(), 2);
+        assert_eq!(queue.wait(at(0)), Some(Duration::ZERO));
+        assert_eq!(queue.push(job(Product::NextHours, 50), at(0)), Ok(()), "alone, a larger one is taken");
+        assert_eq!(queue.push(job(Product::NextHours, 1), at(0)), full(50));
     }
 
     #[test]
     fn one_product_is_taken_together_up_to_a_batch() {
-        let queue = RowQueue::new(100);
+        let queue = queue(100, 8);
         for (product, rows) in
             [(Product::NextHours, 3), (Product::NextDay, 2), (Product::NextHours, 4), (Product::NextHours, 9)]
         {
-            queue.push(job(product, rows)).unwrap();
+            queue.push(job(product, rows), at(0)).unwrap();
         }
         let rows = |batch: Vec<Job>| batch.iter().map(Job::rows).collect::<Vec<_>>();
-        assert_eq!(rows(queue.pop(8).unwrap()), [3, 4]);
-        assert_eq!(rows(queue.pop(8).unwrap()), [2]);
-        assert_eq!(rows(queue.pop(8).unwrap()), [9], "a job larger than a batch goes alone");
+        assert_eq!(rows(queue.pop().unwrap()), [3, 4]);
+        assert_eq!(rows(queue.pop().unwrap()), [2]);
+        assert_eq!(rows(queue.pop().unwrap()), [9], "a job larger than a batch goes alone");
     }
 
     #[test]
     fn closing_hands_out_what_waits_and_then_ends() {
-        let queue = RowQueue::new(10);
-        queue.push(job(Product::NextDay, 1)).unwrap();
+        let queue = queue(10, 1);
+        queue.push(job(Product::NextDay, 1), at(0)).unwrap();
         queue.close();
-        assert_eq!(queue.push(job(Product::NextDay, 1)), Err(QueueFull::Closed));
-        assert!(queue.pop(1).is_some());
-        assert!(queue.pop(1).is_none());
+        assert_eq!(queue.push(job(Product::NextDay, 1), at(0)), Err(QueueFull::Closed));
+        assert!(queue.pop().is_some());
+        assert!(queue.pop().is_none());
+    }
+
+    /// A queue whose batches take 1 ms as such and 10 ms a row.
+    fn paced() -> RowQueue {
+        let queue = queue(10_000, 50);
+        for (i, rows) in [1, 10, 50, 3].into_iter().enumerate() {
+            let start = 10_000 * i as u64;
+            let ticket = queue.begin(rows, at(start));
+            let took = queue.end(ticket, at(start + 1 + 10 * rows as u64));
+            assert_eq!(took, Duration::from_millis(1 + 10 * rows as u64));
+        }
+        queue
+    }
+
+    #[test]
+    fn s1_what_would_wait_too_long_is_refused_at_once() {
+        let queue = paced();
+        let now = at(100_000);
+        queue.push(job(Product::NextDay, 90), now).unwrap();
+        let wait = queue.wait(now).unwrap();
+        assert!((900..906).contains(&wait.as_millis()), "{wait:?}");
+        queue.push(job(Product::NextDay, 90), now).unwrap();
+        let refused = queue.push(job(Product::NextDay, 1), now).unwrap_err();
+        let QueueFull::Slow { wait } = refused else { panic!("{refused:?}") };
+        assert!((1800..1810).contains(&wait.as_millis()), "{wait:?}");
+        assert_eq!(queue.wait(now), None);
+    }
+
+    #[test]
+    fn s1_a_request_is_refused_if_it_would_expire_while_it_waits() {
+        let queue = paced();
+        let now = at(100_000);
+        queue.push(job(Product::NextDay, 20), now).unwrap();
+        let due = |ms| Job { deadline: Some(now.real.plus(Duration::from_millis(ms))), ..job(Product::NextDay, 1) };
+        assert!(matches!(queue.push(due(100), now), Err(QueueFull::Slow { .. })));
+        assert_eq!(queue.push(due(300), now), Ok(()));
+    }
+
+    #[test]
+    fn what_is_being_computed_counts_as_far_as_it_is_left() {
+        let queue = paced();
+        let ticket = queue.begin(50, at(100_000));
+        let wait = |ms| queue.wait(at(ms)).unwrap().as_millis();
+        assert!((498..505).contains(&wait(100_000)), "{}", wait(100_000));
+        assert!((98..105).contains(&wait(100_400)), "{}", wait(100_400));
+        assert_eq!(wait(109_000), 0, "it takes longer than it should");
+        queue.end(ticket, at(109_000));
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl ScenarioBudget {
         let share = Arc::clone(&self.free).try_acquire_many_owned(mib);
         share.map_err(|_| {
             let used = self.whole_mib.saturating_sub(self.free.available_permits());
-            status::exhausted(format!(
+            status::exhausted_a_while(format!(
                 "scenario sets of {used} MiB are being made and sent already, and {mib} MiB more are over the limit of {} \
                  MiB; come again, or ask for fewer scenarios or shards",
                 self.whole_mib

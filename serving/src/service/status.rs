@@ -11,8 +11,14 @@ use crate::context::NothingToForecast;
 use crate::engine::QueueFull;
 use crate::ingest::{LogError, reason};
 
-/// When a refused caller may come again: a full queue of the default size is worked off in about a second.
+/// When a refused caller may come again if nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Never sooner than this, nor later.
+const RETRY_WITHIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+
+/// gRPC's own word for it: clients with a retry policy wait so many milliseconds.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Most names in the details of one error; they travel in a header, whose size peers limit.
 const MOST_NAMES: usize = 30;
@@ -60,7 +66,13 @@ fn unknown_shards(shards: &[ShardId]) -> Status {
 
 pub(super) fn busy(full: QueueFull) -> Status {
     match full {
-        QueueFull::Full { waiting } => exhausted(format!("{waiting} rows wait to be computed already; come again")),
+        QueueFull::Full { waiting, wait } => {
+            exhausted(format!("{waiting} rows wait to be computed already; come again"), half_of(wait))
+        }
+        QueueFull::Slow { wait } => exhausted(
+            format!("what is before it would take {wait:.1?}, longer than it may wait; come again"),
+            half_of(wait),
+        ),
         QueueFull::Closed => stopped(),
     }
 }
@@ -70,15 +82,30 @@ pub(super) fn stopped() -> Status {
     Status::unavailable("the server is stopping")
 }
 
-pub(super) fn exhausted(text: String) -> Status {
-    let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(Code::ResourceExhausted, text, details)
+/// Half of what waits is worked off by then, so that whoever comes again finds room and the queue does not run dry.
+fn half_of(wait: Duration) -> Duration {
+    let (least, most) = RETRY_WITHIN;
+    if wait.is_zero() { RETRY_AFTER } else { (wait / 2).clamp(least, most) }
+}
+
+/// Refused for now.
+pub(super) fn exhausted(text: String, retry_after: Duration) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(retry_after));
+    let mut status = Status::with_error_details(Code::ResourceExhausted, text, details);
+    let wait = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+    status.metadata_mut().insert(PUSHBACK, wait.into());
+    status
+}
+
+/// Refused for now, and nobody knows for how long.
+pub(super) fn exhausted_a_while(text: String) -> Status {
+    exhausted(text, RETRY_AFTER)
 }
 
 pub(super) fn ingest(error: &IngestError) -> Status {
     let text = reason(error);
     match error {
-        IngestError::Backlog { .. } => exhausted(text),
+        IngestError::Backlog { .. } => exhausted_a_while(text),
         IngestError::Log(LogError::TooLong { .. }) => invalid("rows", text),
         IngestError::Log(_) | IngestError::History(_) => {
             let details: Vec<ErrorDetail> = vec![RetryInfo::new(Some(RETRY_AFTER)).into()];

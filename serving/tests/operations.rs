@@ -1,0 +1,298 @@
+//! What those who run the server see: health, readiness, metrics, connections that come and go.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::*;
+use foreshard_api::v1::forecast_service_client::ForecastServiceClient;
+use foreshard_api::v1::{ForecastRequest, Product};
+use foreshard_serving::{RunningServer, ServingConfig};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+fn with_http(config: ServingConfig) -> ServingConfig {
+    ServingConfig { http: Some("127.0.0.1:0".parse().unwrap()), ..config }
+}
+
+async fn started(config: impl FnOnce(ServingConfig) -> ServingConfig) -> (Place, RunningServer) {
+    let place = Place::new();
+    place.publish(1);
+    place.label(1);
+    let server = place.start(config(with_http(place.config()))).await;
+    (place, server)
+}
+
+/// Status and body of one request.
+async fn ask(addr: SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+async fn metrics(server: &RunningServer) -> String {
+    let (status, text) = ask(server.http_addr().unwrap(), "GET", "/metrics").await;
+    assert_eq!(status, 200);
+    assert!(text.ends_with("# EOF\n"), "the OpenMetrics form ends so");
+    text
+}
+
+/// The value of the one line that begins with `name`, labels included.
+fn value(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(found, _)| found == name));
+    let line = line.unwrap_or_else(|| panic!("no line {name} in\n{text}"));
+    line.rsplit_once(' ').unwrap().1.parse().unwrap()
+}
+
+async fn health(server: &RunningServer, service: &str) -> i32 {
+    let channel = tonic::transport::Channel::from_shared(server.endpoint()).unwrap().connect().await.unwrap();
+    let request = HealthCheckRequest { service: service.to_owned() };
+    HealthClient::new(channel).check(request).await.unwrap().into_inner().status
+}
+
+const SERVING: i32 = 1;
+const NOT_SERVING: i32 = 2;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_the_http_port() {
+    let (_place, server) = started(|config| config).await;
+    let http = server.http_addr().unwrap();
+    assert_eq!(ask(http, "GET", "/livez").await, (200, "alive\n".to_owned()));
+    assert_eq!(ask(http, "GET", "/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(ask(http, "HEAD", "/readyz").await, (200, String::new()));
+    assert_eq!(ask(http, "POST", "/readyz").await.0, 405);
+    assert_eq!(ask(http, "GET", "/").await.0, 404);
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_not_ready_but_alive_everywhere() {
+    let (place, server) = started(|config| ServingConfig { queue_rows: 2, ..config }).await;
+    let client = client(&server).await;
+    client.ingest(rows("a", 20)).await.unwrap();
+    client.ingest(rows("b", 20)).await.unwrap();
+    place.gate.hold(1);
+    let ask_for = |shards: &'static [&'static str]| {
+        let client = client.clone();
+        tokio::spawn(async move { client.forecast(&next_hours(shards)).await })
+    };
+    let computing = ask_for(&["a"]);
+    until(|| !place.gate.asked().is_empty()).await;
+    let waiting = ask_for(&["a", "b"]);
+    until(|| server.waiting_rows() == 2).await;
+    let http = server.http_addr().unwrap();
+    let (status, why) = ask(http, "GET", "/readyz").await;
+    assert!(status == 503 && why.contains("more waits"), "{status} {why}");
+    assert_eq!(ask(http, "GET", "/livez").await.0, 200);
+    while health(&server, "foreshard.v1.ForecastService").await != NOT_SERVING {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(code(client.forecast(&next_hours(&["a"])).await), Code::ResourceExhausted);
+    place.gate.release(1);
+    computing.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+    assert_eq!(ask(http, "GET", "/readyz").await.0, 200);
+    while health(&server, "").await != SERVING {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_is_not_ready_but_alive_to_the_end() {
+    let (place, server) = started(|config| config).await;
+    let client = client(&server).await;
+    client.ingest(rows("a", 20)).await.unwrap();
+    place.gate.hold(1);
+    let computing = tokio::spawn({
+        let client = client.clone();
+        async move { client.forecast(&next_hours(&["a"])).await }
+    });
+    until(|| !place.gate.asked().is_empty()).await;
+    let http = server.http_addr().unwrap();
+    let stopping = tokio::spawn(server.shutdown());
+    while ask(http, "GET", "/readyz").await != (503, "not ready: the server is stopping\n".to_owned()) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ask(http, "GET", "/livez").await.0, 200);
+    place.gate.release(1);
+    assert_eq!(computing.await.unwrap().unwrap().len(), 1);
+    stopping.await.unwrap().unwrap();
+    assert!(TcpStream::connect(http).await.is_err(), "both ports are closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_what_was_done() {
+    let (_place, server) = started(|config| config).await;
+    let client = client(&server).await;
+    let mut bad = row("a", 5, -1.0);
+    bad.io_ops = None;
+    client.ingest([rows("a", 20), vec![row("a", 0, 1.0), bad]].concat()).await.unwrap();
+    client.forecast(&next_hours(&["a", "new"])).await.unwrap();
+    assert_eq!(code(client.forecast(&next_hours(&["typo"])).await), Code::NotFound);
+    // A path that nobody serves must not become a label.
+    let channel = tonic::transport::Channel::from_shared(server.endpoint()).unwrap().connect().await.unwrap();
+    let mut raw = tonic::client::Grpc::new(channel);
+    raw.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<ForecastRequest, ForecastRequest>::default();
+    let unknown = http::uri::PathAndQuery::from_static("/made.Up/Name");
+    let refused = raw.unary(tonic::Request::new(ForecastRequest::default()), unknown, codec).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+
+    let text = metrics(&server).await;
+    let service = r#"service="foreshard.v1.ForecastService""#;
+    let calls = |method: &str, code: &str| {
+        value(&text, &format!(r#"foreshard_grpc_calls_total{{{service},method="{method}",code="{code}"}}"#))
+    };
+    assert_eq!((calls("Ingest", "Ok"), calls("Forecast", "Ok"), calls("Forecast", "NotFound")), (1.0, 1.0, 1.0));
+    let other = r#"foreshard_grpc_calls_total{service="other",method="other",code="Unimplemented"}"#;
+    assert_eq!(value(&text, other), 1.0);
+    assert!(!text.contains("made.Up"));
+    let timed = format!(r#"foreshard_grpc_call_duration_seconds_count{{{service},method="Forecast"}}"#);
+    assert_eq!(value(&text, &timed), 2.0);
+    let rows = |result: &str| value(&text, &format!(r#"foreshard_ingest_rows_total{{result="{result}"}}"#));
+    assert_eq!((rows("accepted"), rows("duplicate"), rows("refused")), (21.0, 1.0, 1.0));
+    let by = |fallback: &str| value(&text, &format!(r#"foreshard_forecasts_total{{fallback="{fallback}"}}"#));
+    assert_eq!((by("none"), by("unknown_series")), (1.0, 1.0));
+    assert_eq!(value(&text, r#"foreshard_model_info{model="load",version="1"}"#), 1.0);
+    assert_eq!(value(&text, "foreshard_reloads_total"), 1.0);
+    assert_eq!(value(&text, "foreshard_context_shards"), 1.0);
+    assert_eq!(value(&text, "foreshard_newest_observation_timestamp_seconds"), 95.0 * 60.0);
+    assert_eq!(value(&text, "foreshard_queue_computed_total"), 1.0);
+    assert_eq!(value(&text, "foreshard_grpc_calls_under_way"), 0.0);
+    assert!(value(&text, r#"foreshard_connections{port="grpc"}"#) >= 2.0);
+    for histogram in ["foreshard_batch_rows", "foreshard_batch_compute_seconds", "foreshard_queue_wait_seconds"] {
+        assert_eq!(value(&text, &format!("{histogram}_count")), 1.0, "{histogram}");
+    }
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_leave_count_as_cancelled() {
+    let (place, server) = started(|config| config).await;
+    let client = client(&server).await;
+    client.ingest(rows("a", 20)).await.unwrap();
+    place.gate.hold(1);
+    let leaving = tokio::spawn({
+        let client = client.clone();
+        async move { client.forecast(&next_hours(&["a"])).await }
+    });
+    until(|| !place.gate.asked().is_empty()).await;
+    assert_eq!(value(&metrics(&server).await, "foreshard_grpc_calls_under_way"), 1.0);
+    leaving.abort();
+    assert!(leaving.await.unwrap_err().is_cancelled());
+    let cancelled = r#"method="Forecast",code="Cancelled"} 1"#;
+    while !metrics(&server).await.contains(cancelled) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(value(&metrics(&server).await, "foreshard_grpc_calls_under_way"), 0.0);
+    place.gate.release(1);
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_bounded_and_a_freed_place_is_given_again() {
+    let (_place, server) = started(|config| ServingConfig { connections: 2, ..config }).await;
+    let first = client(&server).await;
+    first.ingest(rows("a", 20)).await.unwrap();
+    let idle = TcpStream::connect(server.addr()).await.unwrap();
+    let counted = || async { value(&metrics(&server).await, r#"foreshard_connections{port="grpc"}"#) };
+    while counted().await < 2.0 {
+        tokio::task::yield_now().await;
+    }
+    let mut third = TcpStream::connect(server.addr()).await.unwrap();
+    assert_eq!(third.read(&mut [0; 1]).await.unwrap(), 0, "closed at once");
+    assert_eq!(value(&metrics(&server).await, "foreshard_connections_refused_total"), 1.0);
+    assert_eq!(first.forecast(&next_hours(&["a"])).await.unwrap().len(), 1, "those that are there go on");
+    drop(idle);
+    while counted().await > 1.0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(client(&server).await.forecast(&next_hours(&["a"])).await.unwrap().len(), 1);
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_connection_is_replaced_without_a_failed_call() {
+    let age = Duration::from_millis(60);
+    let (_place, server) = started(|config| ServingConfig { connection_age: age, ..config }).await;
+    let client = client(&server).await;
+    client.ingest(rows("a", 20)).await.unwrap();
+    for _ in 0..40 {
+        assert_eq!(client.forecast(&next_hours(&["a"])).await.unwrap().len(), 1);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_outlives_the_grace_of_its_connection_is_cut() {
+    let (age, grace) = (Duration::from_millis(50), Duration::from_millis(50));
+    let config = |config| ServingConfig { connection_age: age, connection_grace: grace, ..config };
+    let (place, server) = started(config).await;
+    let client = client(&server).await;
+    client.ingest(rows("a", 20)).await.unwrap();
+    place.gate.hold(1);
+    assert!(client.forecast(&next_hours(&["a"])).await.is_err(), "its connection came to its end");
+    place.gate.release(1);
+    // A call may still meet the connection while it closes; the next one makes another.
+    while client.forecast(&next_hours(&["a"])).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_bytes_and_huge_messages_harm_nobody() {
+    let (_place, server) = started(|config| config).await;
+    let client = client(&server).await;
+    client.ingest(rows("a", 20)).await.unwrap();
+    for addr in [server.addr(), server.http_addr().unwrap()] {
+        let mut state = 7u64;
+        for _ in 0..50 {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            let bytes: Vec<u8> = (0..500)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state >> 56) as u8
+                })
+                .collect();
+            _ = stream.write_all(&bytes).await;
+        }
+    }
+    let mut raw = ForecastServiceClient::connect(server.endpoint()).await.unwrap();
+    let product = Product::NextHours.into();
+    let huge = ForecastRequest { shard_ids: vec!["x".repeat(17 << 20)], product, ..Default::default() };
+    let refused = raw.forecast(huge).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    let million = ForecastRequest { shard_ids: vec!["s".to_owned(); 1_000_000], product, ..Default::default() };
+    assert_eq!(raw.forecast(million).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(client.forecast(&next_hours(&["a"])).await.unwrap().len(), 1);
+    assert_eq!(ask(server.http_addr().unwrap(), "GET", "/livez").await.0, 200);
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tokens_the_metrics_need_one_and_health_does_not() {
+    let tokens =
+        foreshard_api::Secret::new("prometheus read the-token-of-prometheus\nagent ingest the-token-of-an-agent");
+    let (_place, server) = started(|config| ServingConfig { token_text: Some(tokens), ..config }).await;
+    let http = server.http_addr().unwrap();
+    assert_eq!(ask(http, "GET", "/livez").await.0, 200);
+    assert_eq!(ask(http, "GET", "/readyz").await.0, 200);
+    assert_eq!(health(&server, "").await, SERVING);
+    assert_eq!(ask(http, "GET", "/metrics").await.0, 401);
+    // The path of a request is the last thing before its version: headers follow it.
+    let with = |token: &str| format!("/metrics HTTP/1.1\r\nauthorization: Bearer {token}\r\nx-rest: ");
+    assert_eq!(ask(http, "GET", &with("the-token-of-an-agent")).await.0, 403);
+    assert_eq!(ask(http, "GET", &with("the-token-of-prometheus")).await.0, 200);
+    server.shutdown().await.unwrap();
+}
