@@ -68,19 +68,23 @@ fn the_whole_way_over_processes() {
 fn a_ridge_goes_the_whole_way_too() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
-    run(here, &["data", "generate", "--to", "raw.parquet", "--shards", "4", "--days", "21", "--seed", "5"], 0);
+    let generate = ["data", "generate", "--to", "raw.parquet", "--events", "events.parquet"];
+    run(here, &[&generate[..], &["--shards", "4", "--days", "21", "--seed", "5"]].concat(), 0);
     run(here, &["data", "import", "--from", "raw.parquet", "--to", "history"], 0);
-    let trained = trained(here, &["--model", "ridge"]);
+    let trained = trained(here, &["--model", "ridge", "--events", "events.parquet"]);
     let names = trained["evaluation"]["sections"][0]["contenders"].as_array().unwrap();
     let names: Vec<&str> = names.iter().map(|c| c["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["load/1", "seasonal_naive", "last_value", "weekly_naive", "seasonal_mean"]);
     let manifest = std::fs::read_to_string(here.join("registry/load/1/manifest.json")).unwrap();
     assert!(manifest.contains("\"kind\": \"ridge\""), "{manifest}");
+    let calibration = std::fs::read_to_string(here.join("registry/load/1/calibration.json")).unwrap();
+    assert!(calibration.contains("\"campaign\""), "what the campaign in the history did is known: {calibration}");
 
     // The generated days are long past: whoever serves them must not call them stale.
-    let server = Server::start(here, &[("FORESHARD_SERVE_STALE_AFTER", "36500days")]);
+    let told = [("FORESHARD_SERVE_STALE_AFTER", "36500days"), ("FORESHARD_DATA_EVENTS", "events.parquet")];
+    let server = Server::start(here, &told);
     let ask = |from: &[&str]| json(here, &[&["forecast", "--metric", "cpu_util"], from].concat(), 0);
-    let (served, local) = (ask(&["--server", &server.address]), ask(&[]));
+    let (served, local) = (ask(&["--server", &server.address]), ask(&["--events", "events.parquet"]));
     assert_eq!(served.as_array().map(Vec::len), Some(4), "{served}");
     for (served, local) in served.as_array().unwrap().iter().zip(local.as_array().unwrap()) {
         for one in [served, local] {

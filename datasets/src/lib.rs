@@ -49,5 +49,5 @@ pub use protocol::{Bounds, Event, KeyProblem, Protocol, ProtocolError, Refit, Sc
 pub use read::{read_history, stream_history};
 pub use table::TableError;
 pub use topology_file::{TopologyFileError, read_topology};
-pub use windows::{EvalSeries, LeftOut, LeftOutReason, evaluation_series};
+pub use windows::{EvalSeries, LeftOut, LeftOutReason, evaluation_series, quantile};
 pub use write::write_history;

@@ -115,7 +115,7 @@ fn exceeds(window: &[f64], threshold: f64) -> bool {
 }
 
 /// Quantile of sorted values, linear between neighbours; NaN for none.
-pub(crate) fn quantile(sorted: &[f64], level: f64) -> f64 {
+pub fn quantile(sorted: &[f64], level: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
     let place = (level.clamp(0.0, 1.0) * last as f64).clamp(0.0, last as f64);
     let lower = place.floor();

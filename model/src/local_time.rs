@@ -48,11 +48,6 @@ impl LocalTime {
         if self.utc { 0 } else { self.calendar.offset_ms(ts) }
     }
 
-    /// The time on the wall, as if it were UTC.
-    pub fn on_the_wall(&self, ts: Timestamp, offset_ms: i64) -> Timestamp {
-        ts.plus_ms(offset_ms)
-    }
-
     /// `steps` steps from `start` on, cut where the offset changes; at least one stretch, all of them in order.
     pub(crate) fn stretches(&self, start: Timestamp, steps: usize) -> Vec<Stretch> {
         let at = |i: usize| self.offset_ms(start.plus_steps(as_steps(i), self.step));
@@ -125,7 +120,7 @@ mod tests {
     fn wall(time: &LocalTime, start: Timestamp, steps: usize) -> Vec<f32> {
         let hour = |i: usize| {
             let at = start.plus_ms(i as i64 * HOUR_MS);
-            (time.on_the_wall(at, time.offset_ms(at)).as_ms().rem_euclid(24 * HOUR_MS) / HOUR_MS) as f32
+            (at.plus_ms(time.offset_ms(at)).as_ms().rem_euclid(24 * HOUR_MS) / HOUR_MS) as f32
         };
         (0..steps).map(hour).collect()
     }

@@ -73,6 +73,7 @@ impl EventWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use foreshard_domain::{Metric, Observation, ShardId, Step, Timestamp};
 
     #[test]
     fn a_changed_file_is_read_and_a_damaged_one_changes_nothing() {
@@ -88,6 +89,12 @@ mod tests {
         assert!(!watch.check().unwrap(), "nothing has changed");
         let one = known();
         assert!(!one.is_empty());
+        let mut row = Observation::empty(ShardId::new("a").unwrap(), Timestamp::from_ms(0));
+        row.cpu_util = Some(1.0);
+        contexts.write().unwrap().apply(&row);
+        let key = (row.shard.clone(), Metric::CpuUtil);
+        let made = contexts.read().unwrap().contexts(Step::FIVE_MINUTES, &[key], Timestamp::from_ms(900_000));
+        assert_eq!(made[0].as_context().events, Some(one.as_ref()), "what is forecast from knows them");
         fs::write(&path, format!("start,end,name\n{row}never,ever,party\n")).unwrap();
         assert!(matches!(watch.check(), Err(EventsError::Table(_))));
         watch.look();

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use foreshard_datasets::{Bounds, GridSeries};
-use foreshard_domain::{Metric, Product, QuantileLevels, ShardId, Step, Timestamp};
+use foreshard_datasets::{Bounds, EventCalendar, GridSeries, LoadEvent};
+use foreshard_domain::{Metric, Product, QuantileLevels, RiskCalibration, ShardId, Step, Timestamp};
 use foreshard_model::{
     Architecture, Context, Features, ForecastSpec, Forecaster, Learned, SeasonalNaive, Version, VersionParts,
     VersionProduct, pretrained, weights_bytes, write_version,
@@ -99,7 +99,8 @@ fn bytes(model: &FittedModel) -> (Vec<u8>, String) {
         let name = |i| format!("{}.{i}", p.trained.name);
         p.trained.learned.networks().iter().enumerate().map(move |(i, m)| (name(i), m.clone()))
     });
-    let rest: Vec<_> = products.iter().map(|p| (&p.trained.widths, &p.templates)).collect();
+    let of = |p: &VersionProduct| format!("{:?}", (&p.trained.widths, &p.templates, &p.trained.events, p.trained.risk));
+    let rest: Vec<String> = products.iter().map(of).collect();
     (weights_bytes(&networks.collect()).unwrap(), format!("{rest:?}"))
 }
 
@@ -288,6 +289,63 @@ fn a_start_that_cannot_be_computed_with_is_told_at_once() {
     let error = run(TrainParams { warm_start: Some(Arc::new(version)), ..params() }, &data).unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { step: 0, .. }), "{error}");
     assert!(error.to_string().contains("at step 0"), "{error}");
+}
+
+/// The same series, whose load a sale of six hours doubles now and then; the last one lies in the window after `usable`.
+fn with_sales() -> (BTreeMap<String, Vec<TrainSeries>>, Arc<EventCalendar>) {
+    let mut data = data();
+    let window = data["hourly"][0].usable;
+    let starts = [20, 26, 33, 38, 44].map(|day| day * SEASON + 9).into_iter().chain([window + 3]);
+    let hours: Vec<usize> = starts.collect();
+    let at = |hour: usize| Timestamp::from_ms(hour as i64 * 3_600_000);
+    let sale = |hour: &usize| LoadEvent { start: at(*hour), end: at(hour + 6), name: "sale".to_owned(), shard: None };
+    let events = Arc::new(EventCalendar::new(hours.iter().map(sale)));
+    for one in data.get_mut("hourly").unwrap() {
+        one.events = events.clone();
+        hours.iter().flat_map(|hour| *hour..hour + 6).for_each(|i| one.series.values[i] *= 2.0);
+    }
+    (data, events)
+}
+
+#[test]
+fn what_events_do_is_learned_and_foreseen() {
+    let (data, events) = with_sales();
+    let model = run(params(), &data).unwrap();
+    assert!(!model.version_products()[0].trained.events.is_empty());
+    let forecaster = model.forecaster("hourly").unwrap();
+    for one in &data["hourly"] {
+        let (start, step, values) = (one.series.start, one.series.step, one.series.window_up_to(one.usable));
+        let median = |events| {
+            let context = Context { shard: &one.shard, metric: one.metric, start, step, values, events };
+            let forecast = forecaster.forecast(&[context]).remove(0).forecast;
+            (0..HORIZON).map(|step| forecast.row(step).unwrap()[6]).collect::<Vec<f32>>()
+        };
+        let (with, without) = (median(Some(&events)), median(None));
+        let rise = with[6] / without[6];
+        assert!((1.5..2.3).contains(&rise), "{} is foreseen {rise} times as high", one.shard);
+        assert!((with[0] / without[0] - 1.0).abs() < 0.1, "nothing happens before: {} {}", with[0], without[0]);
+    }
+    // Without the list the sales are noise, and nothing is foreseen.
+    let mut blind = data;
+    blind.get_mut("hourly").unwrap().iter_mut().for_each(|one| one.events = Arc::default());
+    assert!(run(params(), &blind).unwrap().version_products()[0].trained.events.is_empty());
+}
+
+#[test]
+fn a_fit_corrects_what_it_says_of_limits() {
+    let model = run(params(), &data()).unwrap();
+    let risk = model.risk("hourly");
+    assert_ne!((risk.series, risk.groups), (RiskCalibration::default(), RiskCalibration::default()));
+    assert!(risk.series.is_sound() && risk.groups.is_sound() && risk.series.slope > 0.3, "{risk:?}");
+    let one = &data()["hourly"][0];
+    let (start, step, values) = (one.series.start, one.series.step, one.series.window_up_to(one.usable));
+    let context = Context { shard: &one.shard, metric: one.metric, start, step, values, events: None };
+    let forecast = model.forecaster("hourly").unwrap().forecast(&[context]).remove(0).forecast;
+    let said = |limit| foreshard_model::any_step(model.templates("hourly"), &one.shard, one.metric, &forecast, limit);
+    let limit = f64::from(forecast.row(6).unwrap()[11]);
+    assert!((0.0..1.0).contains(&said(limit)));
+    let corrected = model.p_any("hourly", &context, &forecast, limit);
+    assert!((corrected - risk.series.apply(said(limit))).abs() < 1e-12);
 }
 
 /// Two series in quarters of an hour, for the next day.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use foreshard_datasets::quantile;
 use foreshard_domain::{Metric, QuantileForecast, RiskCalibration, RiskCalibrations, Timestamp};
 use foreshard_model::{Features, GroupMember, RankTemplates, past_risk};
 use rand::seq::SliceRandom;
@@ -127,26 +128,5 @@ fn limits_of(series: &[&AnsweredPast<'_>], levels: &[f64]) -> Option<Vec<f64>> {
     }
     sum.retain(|v| v.is_finite());
     sum.sort_unstable_by(f64::total_cmp);
-    levels.iter().map(|level| sorted_quantile(&sum, *level)).collect()
-}
-
-/// Quantile of values in rising order, linear between the two nearest; `None` of nothing.
-fn sorted_quantile(sorted: &[f64], level: f64) -> Option<f64> {
-    let place = level * sorted.len().checked_sub(1)? as f64;
-    // Not negative and at most the last index.
-    let below = place.floor() as usize;
-    let (a, b) = (*sorted.get(below)?, *sorted.get(below + 1).or(sorted.get(below))?);
-    Some(a + (b - a) * (place - place.floor()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_of_a_past_are_linear_between_its_values() {
-        assert_eq!(sorted_quantile(&[1.0, 2.0, 4.0], 0.5), Some(2.0));
-        assert_eq!(sorted_quantile(&[1.0, 2.0, 4.0], 0.75), Some(3.0));
-        assert_eq!((sorted_quantile(&[7.0], 0.98), sorted_quantile(&[], 0.5)), (Some(7.0), None));
-    }
+    (!sum.is_empty()).then(|| levels.iter().map(|level| quantile(&sum, *level)).collect())
 }
