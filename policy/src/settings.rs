@@ -32,11 +32,24 @@ pub struct SearchLimits {
     pub targets_per_shard: usize,
     /// Targets of one shard that a plan lists; the others are counted.
     pub listed_targets: usize,
+    /// Pairs of moves that are looked at where no single move is worth it; 0 for none.
+    pub pairs: usize,
+    /// How often the search is tried again, each time without one of the moves that it chose first; the best plan counts.
+    pub repeats: usize,
+    /// Pairs of shard and target that the first search may evaluate at most for it to be tried again.
+    pub repeat_below: usize,
 }
 
 impl Default for SearchLimits {
     fn default() -> Self {
-        Self { shards_per_node: 32, targets_per_shard: 16, listed_targets: 3 }
+        Self {
+            shards_per_node: 32,
+            targets_per_shard: 16,
+            listed_targets: 3,
+            pairs: 2000,
+            repeats: 8,
+            repeat_below: 600,
+        }
     }
 }
 
@@ -71,6 +84,8 @@ pub struct PolicySettings {
     pub churn_weight: f64,
     /// Overload minutes charged per MiB/s sent over one millisecond of latency, for the planning window.
     pub communication_weight: f64,
+    /// Overload minutes charged for each shard that is not where the ring would have it, for the planning window.
+    pub home_weight: f64,
     /// Copies at once in the cluster.
     pub moves_in_flight: usize,
     /// Copies at once on one node, as source or target.
@@ -105,6 +120,7 @@ impl Default for PolicySettings {
             hysteresis: 0.1,
             churn_weight: 0.25,
             communication_weight: 0.01,
+            home_weight: 1.0,
             moves_in_flight: 2,
             moves_per_node: 2,
             moves_per_plan: 8,
@@ -155,6 +171,7 @@ impl PolicySettings {
             ("hysteresis", self.hysteresis),
             ("churn_weight", self.churn_weight),
             ("communication_weight", self.communication_weight),
+            ("home_weight", self.home_weight),
         ] {
             want(value.is_finite() && value >= 0.0, name, value, "a number that is not negative");
         }

@@ -80,18 +80,20 @@ fn row_sums(base: &[f32], add: Option<&[f32]>, sign: f32, plus: f32, limit: f32,
 }
 
 impl Model<'_> {
-    /// Load of a node if the shards are where `at` says from now on, running moves included.
-    pub fn settled_load(&self, node: usize, at: &[usize]) -> NodeLoad {
+    /// Load of a node that holds the given shards, without running copies.
+    pub fn load_of(&self, node: usize, shards: &[usize]) -> NodeLoad {
         let mut load = self.residual_load(node);
-        for (i, shard) in self.shards.iter().enumerate() {
-            if at[i] == node {
-                self.add(&mut load, &shard.lanes, 1.0, 0..self.grid.steps);
-            }
-        }
-        for running in &self.running {
-            self.apply(&mut load, running, node, true);
+        for shard in shards {
+            self.add(&mut load, &self.shards[*shard].lanes, 1.0, 0..self.grid.steps);
         }
         load
+    }
+
+    /// What running moves do to a node's load.
+    pub fn apply_running(&self, load: &mut NodeLoad, node: usize) {
+        for running in self.running.iter().filter(|t| t.source == node || t.target == node) {
+            self.apply(load, running, node, true);
+        }
     }
 
     fn residual_load(&self, node: usize) -> NodeLoad {

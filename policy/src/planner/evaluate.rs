@@ -76,8 +76,7 @@ pub(crate) fn predict(model: &Model<'_>, shard: usize, from: usize, to: usize, c
         model.shards[shard].facts.map_or((0.0, 0.0), |f| (f.data_bytes, f.write_bytes_per_s));
     let features = MoveFeatures { data_bytes, write_bytes_per_s, source_cpu: cpu.0, target_cpu: cpu.1 };
     let mut prediction = model.input.cost_model.predict(&features);
-    let (a, b) = (&model.nodes[from].node.id, &model.nodes[to].node.id);
-    if let Some(rate) = model.input.topology.bandwidth_bytes_per_s(a, b) {
+    if let Some(rate) = model.bandwidth(from, to) {
         // Saturates by the rules of `as` for floats; a year is the longest that the cost model predicts as well.
         let least = (data_bytes / rate * 1000.0).min(3.15e10) as i64;
         prediction.duration_ms = prediction.duration_ms.max(least);
@@ -98,11 +97,50 @@ fn suffix(values: impl DoubleEndedIterator<Item = f64>) -> Vec<f64> {
     sums
 }
 
+/// Sums up to each step, so that a sum over any span is one difference; one more entry than steps.
+fn prefix(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut sums = vec![0.0];
+    let mut sum = 0.0;
+    for value in values {
+        sum += value;
+        sums.push(sum);
+    }
+    sums
+}
+
+fn span(sums: &[f64], from: usize, to: usize) -> f64 {
+    if to > from { sums[to] - sums[from] } else { 0.0 }
+}
+
+/// What a copy costs one node by step, and in how many steps it does not fit; as sums up to each step.
+struct CopySums {
+    cost: Vec<f64>,
+    unfit: Vec<f64>,
+}
+
+impl CopySums {
+    fn new(copy: &Scan, base: &Scan) -> Self {
+        let steps = 0..copy.fits.len();
+        let cost = prefix(steps.map(|step| copy.cost(step) - base.cost(step)));
+        Self { cost, unfit: prefix(copy.fits.iter().map(|fits| f64::from(u8::from(!fits)))) }
+    }
+
+    fn fits(&self, from: usize, to: usize) -> bool {
+        span(&self.unfit, from, to) < 0.5
+    }
+}
+
 /// What the starts of one candidate are computed from.
 struct Sums<'s> {
     candidate: Candidate<'s>,
     with: Scan,
-    both: Scan,
+    /// The copy on the source, on the target before the shard arrives, and after.
+    leaving: CopySums,
+    waiting: CopySums,
+    arrived: CopySums,
+    fullest: Vec<f64>,
+    /// The same whenever it starts, where the cost model looks at no load.
+    prediction: Option<MovePrediction>,
     /// Overload and imbalance that the source sheds, from each step on.
     shed: (Vec<f64>, Vec<f64>),
     /// The same that the target takes on.
@@ -126,7 +164,46 @@ impl<'s> Sums<'s> {
         let before = &target.scans.base;
         let taken = (difference(&with.overload, &before.overload), difference(&with.balance, &before.balance));
         let settles = with.fits.iter().rposition(|fits| !fits).map_or(0, |last| last + 1);
-        Self { candidate, with, both, shed, taken, settles }
+        let duration = &model.input.cost_model.duration_s;
+        let fence = &model.input.cost_model.fence_ms;
+        let blind = [duration, fence].iter().all(|terms| terms.source_cpu == 0.0 && terms.target_cpu == 0.0);
+        let prediction = blind.then(|| predict(model, candidate.shard, source.node, target.node, (0.0, 0.0)));
+        Self {
+            leaving: CopySums::new(&source.scans.copy, base),
+            waiting: CopySums::new(&target.scans.copy, before),
+            arrived: CopySums::new(&both, &with),
+            fullest: prefix(base.fullest.iter().zip(&before.fullest).map(|(a, b)| a + b)),
+            candidate,
+            with,
+            prediction,
+            shed,
+            taken,
+            settles,
+        }
+    }
+
+    /// What the copy costs in one step that it fills.
+    fn in_step(&self, step: usize, here: usize) -> f64 {
+        let target = if step < here { &self.waiting } else { &self.arrived };
+        span(&self.leaving.cost, step, step + 1) + span(&target.cost, step, step + 1)
+    }
+
+    /// What the copy costs in `from..to` and while it runs from `at` until `leaves`, the shard arriving in step `here`.
+    fn copy_cost(
+        &self,
+        model: &Model<'_>,
+        (from, to): (usize, usize),
+        here: usize,
+        times: (Timestamp, Timestamp),
+    ) -> f64 {
+        let split = here.clamp(from, to);
+        let full = span(&self.leaving.cost, from, to)
+            + span(&self.waiting.cost, from, split)
+            + span(&self.arrived.cost, split, to);
+        // The first and the last step are filled in part.
+        let spare = |step: usize| (1.0 - model.grid.coverage(step, times.0, times.1)) * self.in_step(step, here);
+        let last = if to > from + 1 { spare(to - 1) } else { 0.0 };
+        if to > from { full - spare(from) - last } else { 0.0 }
     }
 
     /// One start; `None` if it does not fit into the capacities.
@@ -135,26 +212,19 @@ impl<'s> Sums<'s> {
         let grid = &model.grid;
         let a = grid.step_of(at).min(grid.steps.saturating_sub(1));
         let cpu_share = (source.scans.base.cpu[a], target.scans.base.cpu[a]);
-        let prediction = predict(model, shard, source.node, target.node, cpu_share);
+        let prediction = self.prediction.unwrap_or_else(|| predict(model, shard, source.node, target.node, cpu_share));
         let (arrives, leaves) = (at.plus_ms(prediction.duration_ms), at.plus_ms(prediction.duration_p90_ms));
         let (gone, here) = (grid.step_after(leaves), grid.step_of(arrives));
         if gone < self.settles {
             return None;
         }
-        let (mut copy, mut trough) = (0.0, 0.0);
-        for step in a..gone {
-            let (load, fits) = if step < here {
-                (target.scans.copy.cost(step) - target.scans.base.cost(step), target.scans.copy.fits[step])
-            } else {
-                (self.both.cost(step) - self.with.cost(step), self.both.fits[step])
-            };
-            if !fits || !(source.bounds.relief || source.scans.copy.fits[step]) {
-                return None;
-            }
-            let source_load = source.scans.copy.cost(step) - source.scans.base.cost(step);
-            copy += grid.coverage(step, at, leaves) * (load + source_load);
-            trough += source.scans.base.fullest[step] + target.scans.base.fullest[step];
+        let split = here.clamp(a, gone.max(a));
+        let target_fits = self.waiting.fits(a, split) && self.arrived.fits(split, gone);
+        if !target_fits || !(source.bounds.relief || self.leaving.fits(a, gone)) {
+            return None;
         }
+        let copy = self.copy_cost(model, (a, gone), here, (at, leaves));
+        let trough = span(&self.fullest, a, gone);
         let settings = &model.input.settings;
         Some(Start {
             transfer: Transfer {

@@ -6,11 +6,15 @@
 //! chosen and every prefix is held against capacity (P3). A candidate that is worth it settled but has no time is
 //! deferred, and the report says so.
 
+mod candidates;
 mod evaluate;
 mod finish;
+mod headroom;
 mod limits;
+mod pairs;
 mod reasons;
 mod rules;
+mod schedule;
 mod search;
 
 use serde::{Deserialize, Serialize};
@@ -75,5 +79,41 @@ pub(crate) fn plan_checked(input: &PlanningInput, fingerprint: String) -> Result
     let model = Model::new(input);
     let mut search = search::Search::new(&model);
     search.run();
-    finish::finish(search, fingerprint)
+    let tabus = tabus(&search);
+    let mut best = finish::finish(search, fingerprint.clone())?;
+    for tabu in tabus {
+        let mut search = search::Search::new(&model);
+        search.tabu = Some(tabu);
+        search.run();
+        // What was left out is allowed again at the end, so that nothing worth it is left for the next plan (P2).
+        search.tabu = None;
+        search.run();
+        let other = finish::finish(search, fingerprint.clone())?;
+        best.report.evaluated += other.report.evaluated;
+        if better(&other.plan, &best.plan) {
+            best =
+                Planned { plan: other.plan, report: PlanReport { evaluated: best.report.evaluated, ..other.report } };
+        }
+    }
+    Ok(best)
+}
+
+/// What a search begins without when it is tried again: a choice of the first search, so that it takes another way. Only
+/// where a search is small enough to be repeated.
+fn tabus(search: &search::Search<'_, '_>) -> Vec<search::Tabu> {
+    let limits = &search.model.input.settings.search;
+    if search.evaluated > limits.repeat_below {
+        return Vec::new();
+    }
+    let moves = || search.chosen.iter().filter(|c| c.because.is_none()).map(|c| &c.start.transfer);
+    let targets = moves().map(|t| search::Tabu { shard: t.shard, target: Some(t.target) });
+    let shards = moves().map(|t| search::Tabu { shard: t.shard, target: None });
+    targets.chain(shards).take(limits.repeats).collect()
+}
+
+/// More of what must be done, then a higher net; what floats cannot tell apart is no better.
+fn better(a: &Plan, b: &Plan) -> bool {
+    let must = |p: &Plan| p.moves.iter().filter(|m| m.reason.rule == crate::RuleName::Constraint).count();
+    let net = |p: &Plan| p.moves.iter().map(|m| m.expected_gain - m.expected_cost).sum::<f64>();
+    must(a) > must(b) || (must(a) == must(b) && net(a) > net(b) + 1e-3)
 }
