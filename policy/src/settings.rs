@@ -34,10 +34,11 @@ pub struct SearchLimits {
     pub listed_targets: usize,
     /// Pairs of moves that are looked at where no single move is worth it; 0 for none.
     pub pairs: usize,
-    /// How often the search is tried again, each time without one of the moves that it chose first; the best plan counts.
+    /// How often the search is tried again at most, each time without one of the moves that it chose first; the best plan
+    /// counts. It is tried again only where the first plan leaves something to gain.
     pub repeats: usize,
-    /// Pairs of shard and target that the first search may evaluate at most for it to be tried again.
-    pub repeat_below: usize,
+    /// Evaluations that all these tries may take together; a search that takes more is not tried again.
+    pub repeat_evaluations: usize,
 }
 
 impl Default for SearchLimits {
@@ -48,7 +49,7 @@ impl Default for SearchLimits {
             listed_targets: 3,
             pairs: 2000,
             repeats: 8,
-            repeat_below: 600,
+            repeat_evaluations: 300,
         }
     }
 }
@@ -80,6 +81,14 @@ pub struct PolicySettings {
     pub min_gain: f64,
     /// The gain must exceed the cost by this share of it as well.
     pub hysteresis: f64,
+    /// How long after a move its nodes must keep within capacity at the capacity quantile, model milliseconds; never less than
+    /// until its shard could have moved again (its cool-down and another copy). What lies behind that is charged and left
+    /// to later plans. 0: to the end of the window, however long it is.
+    pub capacity_window_ms: i64,
+    /// What comes late can still be put right by a later plan. Overload counts in full for as long as a shard that moves now
+    /// is bound to its target (`cool_down_shard_ms`), then half after each such time, model milliseconds; 0: in full
+    /// however far ahead.
+    pub foresight_half_life_ms: i64,
     /// Overload minutes charged for each move as such.
     pub churn_weight: f64,
     /// Overload minutes charged per MiB/s sent over one millisecond of latency, for the planning window.
@@ -118,6 +127,8 @@ impl Default for PolicySettings {
             balance_weight: 0.1,
             min_gain: 0.5,
             hysteresis: 0.1,
+            capacity_window_ms: 14_400_000,
+            foresight_half_life_ms: 7_200_000,
             churn_weight: 0.25,
             communication_weight: 0.01,
             home_weight: 1.0,
@@ -188,12 +199,24 @@ impl PolicySettings {
         ] {
             want(value > 0, name, value as f64, "at least 1");
         }
-        for (name, ms) in
-            [("cool_down_shard_ms", self.cool_down_shard_ms), ("cool_down_node_ms", self.cool_down_node_ms)]
-        {
+        for (name, ms) in [
+            ("capacity_window_ms", self.capacity_window_ms),
+            ("foresight_half_life_ms", self.foresight_half_life_ms),
+            ("cool_down_shard_ms", self.cool_down_shard_ms),
+            ("cool_down_node_ms", self.cool_down_node_ms),
+        ] {
             want(ms >= 0, name, ms as f64, "a time that is not negative");
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// How much a minute of overload counts that is this far ahead.
+    pub(crate) fn counts(&self, ahead_ms: i64) -> f64 {
+        let late = ahead_ms.saturating_sub(self.cool_down_shard_ms).max(0);
+        match self.foresight_half_life_ms {
+            0 => 1.0,
+            half => (-(late as f64) / half as f64).exp2(),
+        }
     }
 
     /// What a move that costs `cost` must gain to be worth it.

@@ -72,6 +72,17 @@ pub(super) fn excess(replay: &Replay<'_>, node: &NodeId, loads: &Loads) -> f64 {
     total * replay.grid.minutes()
 }
 
+/// How much a step's minutes count: all of them while the first cool-down lasts, half after every half-life behind it.
+fn counts(replay: &Replay<'_>, step: usize) -> f64 {
+    let settings = &replay.input.settings;
+    let free = replay.input.now.as_ms() + settings.cool_down_shard_ms;
+    let late = replay.grid.span(step).0.as_ms() - free;
+    if settings.foresight_half_life_ms == 0 || late <= 0 {
+        return 1.0;
+    }
+    0.5f64.powf(late as f64 / settings.foresight_half_life_ms as f64)
+}
+
 /// Overload minutes and weighted imbalance of a node.
 fn charge(replay: &Replay<'_>, node: &NodeId, loads: &Loads) -> f64 {
     let settings = &replay.input.settings;
@@ -80,12 +91,12 @@ fn charge(replay: &Replay<'_>, node: &NodeId, loads: &Loads) -> f64 {
         let Some(capacity) = replay.capacity(node, *resource) else { continue };
         let everywhere = replay.shares.get(resource);
         for (step, row) in paths.iter().enumerate().skip(replay.grid.first) {
-            let n = row.len() as f64;
+            let (n, counts) = (row.len() as f64, counts(replay, step));
             let excess: f64 = row.iter().map(|load| (load / capacity - settings.limit).max(0.0)).sum();
-            total += excess / n;
+            total += counts * excess / n;
             if let Some(mean) = everywhere.and_then(|shares| shares.get(step)) {
                 let share = row.iter().sum::<f64>() / (n * capacity);
-                total += settings.balance_weight * (share - mean - settings.balance_band).max(0.0);
+                total += counts * settings.balance_weight * (share - mean - settings.balance_band).max(0.0);
             }
         }
     }

@@ -180,14 +180,22 @@ impl<'a> Replay<'a> {
         draining || warm
     }
 
-    /// Where a node with the prefix carried out is over its capacity and over what it is without the plan.
+    /// Where a node with the prefix carried out is over its capacity and over what it is without the plan, while its last
+    /// move binds it: from its start for as long as is configured, and until its shard could be copied away again.
     fn over(&self, node: &NodeId, prefix: &[Move]) -> Option<String> {
         let unmoved = self.loads(node, &[], Copies::None);
         let copies = if self.relieved(node, &unmoved) { Copies::Incoming } else { Copies::All };
         let loads = self.loads(node, prefix, copies);
+        let (last, settings) = (prefix.last()?, &self.input.settings);
+        let stays = settings.cool_down_shard_ms.saturating_add(last.predicted.duration_p90_ms);
+        let until = copy_end(last).plus_ms(settings.capacity_window_ms.max(stays));
+        let bound = |step: &usize| {
+            let (begin, end) = self.grid.span(*step);
+            end > last.start && (begin < until || settings.capacity_window_ms == 0)
+        };
         for (resource, paths) in &loads {
             let capacity = self.capacity(node, *resource)?;
-            for step in self.grid.first..self.grid.steps {
+            for step in (self.grid.first..self.grid.steps).filter(bound) {
                 let (was, is) = (self.quantile(&unmoved[resource][step]), self.quantile(&paths[step]));
                 if is > capacity.max(was) * (1.0 + SLACK) {
                     let at = self.grid.span(step).0;

@@ -7,6 +7,7 @@ mod load;
 use foreshard_domain::{Node, NodeId, NodeState, PerResource, Resource, ScenarioSet, ShardId, Spread, Timestamp};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 use crate::{PlanningInput, ShardFacts};
 
@@ -65,6 +66,8 @@ pub(crate) struct Model<'a> {
     distances: Distances<'a>,
     /// Whether anything may forbid a shard to stay where it is.
     pub constrained: bool,
+    /// How much a minute of overload counts, by step: less the later it comes.
+    pub weight: Vec<f64>,
     /// How many scenarios may be over a bound so that the capacity quantile is not.
     pub may_exceed: u32,
     pub notes: Vec<String>,
@@ -95,6 +98,8 @@ impl<'a> Model<'a> {
         let mut on = vec![Vec::new(); nodes.len()];
         shards.iter().enumerate().for_each(|(i, shard)| on[shard.node].push(i));
         let (mean_share, home) = (PerResource::default(), Vec::new());
+        let ahead = |step: usize| grid.time(step).since_ms(input.now);
+        let weight = (0..grid.steps).map(|step| input.settings.counts(ahead(step))).collect();
         let topology = &input.topology;
         let constrained = !(topology.pins.is_empty() && topology.exclusions.is_empty() && topology.groups.is_empty())
             || topology.nodes.iter().any(|n| n.state == NodeState::Draining);
@@ -110,12 +115,36 @@ impl<'a> Model<'a> {
             on,
             distances,
             constrained,
+            weight,
             may_exceed,
             notes,
         };
         model.home = (0..model.nodes.len()).map(|node| model.load_of(node, &model.on[node])).collect();
         model.mean_share = model.cluster_share();
         model
+    }
+
+    /// The steps in which a move binds capacity: from the beginning of its copy until its shard may have left its target
+    /// again, and for as long as is configured. What comes later is charged, and left to later plans.
+    pub fn firm(&self, transfer: &Transfer) -> Range<usize> {
+        let again = transfer.leaves.since_ms(transfer.start);
+        self.grid.step_of(transfer.start)..self.firm_until(transfer.leaves, again)
+    }
+
+    /// The steps in which a move that is over at once would bind capacity.
+    pub fn firm_now(&self) -> Range<usize> {
+        self.grid.first..self.firm_until(self.input.now, 0)
+    }
+
+    fn firm_until(&self, leaves: Timestamp, copy_ms: i64) -> usize {
+        let settings = &self.input.settings;
+        match settings.capacity_window_ms {
+            0 => self.grid.steps,
+            firm => {
+                let again = settings.cool_down_shard_ms.saturating_add(copy_ms);
+                self.grid.step_after(leaves.plus_ms(firm.max(again)))
+            }
+        }
     }
 
     /// Capacity of a node, if it has a limit.

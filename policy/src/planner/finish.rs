@@ -9,7 +9,7 @@ use super::rules::misplaced;
 use super::search::{Chosen, Search};
 use super::{Deferred, PlanError, PlanReport, Planned};
 use crate::dense::{Model, NodeLoad};
-use crate::{Considered, FORMAT, Move, NodeRisk, Plan, Refused, Score};
+use crate::{Considered, FORMAT, Move, NodeRisk, Plan, Refused, RuleName, Score};
 
 /// Loads as the moves so far make them.
 struct Prefix {
@@ -20,17 +20,55 @@ struct Prefix {
     held: Vec<NodeLoad>,
 }
 
-pub(crate) fn finish(mut search: Search<'_, '_>, fingerprint: String) -> Result<Planned, PlanError> {
+/// A search that is over, its moves with exact figures.
+pub(crate) struct Appended<'m, 'a> {
+    pub search: Search<'m, 'a>,
+    moves: Vec<Move>,
+    prefix: Prefix,
+}
+
+impl<'m, 'a> Appended<'m, 'a> {
+    pub fn new(mut search: Search<'m, 'a>) -> Self {
+        let mut chosen = std::mem::take(&mut search.chosen);
+        chosen.sort_by_key(|c| (c.start.transfer.start, c.start.transfer.shard));
+        let (moves, prefix) = loop {
+            let (moves, prefix, dropped) = append_all(&mut search, &chosen);
+            if dropped.is_empty() {
+                break (moves, prefix);
+            }
+            chosen.retain(|c| !dropped.contains(&c.start.transfer.shard));
+        };
+        Self { search, moves, prefix }
+    }
+
+    /// Gain less cost of all moves.
+    pub fn net(&self) -> f64 {
+        self.moves.iter().map(|m| m.expected_gain - m.expected_cost).sum()
+    }
+
+    /// More of what must be done, then a higher net; what floats cannot tell apart is no better.
+    pub fn better_than(&self, other: &Self) -> bool {
+        let must = |p: &Self| p.moves.iter().filter(|m| m.reason.rule == RuleName::Constraint).count();
+        must(self) > must(other) || (must(self) == must(other) && self.net() > other.net() + 1e-3)
+    }
+
+    /// The most that any other plan could net more: what the nodes are charged after this one, and what its moves cost
+    /// but for one, since what there is to gain is gone by then.
+    pub fn could_net_more(&self) -> f64 {
+        let model = self.search.model;
+        let left: f64 = (0..model.nodes.len())
+            .map(|node| model.charge(node, &self.prefix.loads[node], &self.search.base[node].1))
+            .sum();
+        let costs = || self.moves.iter().map(|m| m.expected_cost);
+        let least = costs().fold(f64::INFINITY, f64::min);
+        left + if self.moves.is_empty() { 0.0 } else { costs().sum::<f64>() - least }
+    }
+}
+
+/// The plan of a search.
+pub(crate) fn finish(appended: Appended<'_, '_>, fingerprint: String) -> Result<Planned, PlanError> {
+    let Appended { search, moves, prefix } = appended;
     let model = search.model;
-    let mut chosen = std::mem::take(&mut search.chosen);
-    chosen.sort_by_key(|c| (c.start.transfer.start, c.start.transfer.shard));
-    let (moves, prefix) = loop {
-        let (moves, prefix, dropped) = append_all(&mut search, &chosen);
-        if dropped.is_empty() {
-            break (moves, prefix);
-        }
-        chosen.retain(|c| !dropped.contains(&c.start.transfer.shard));
-    };
     let moved: BTreeMap<usize, usize> =
         prefix.at.iter().enumerate().filter(|(s, at)| model.shards[*s].node != **at).map(|(s, at)| (s, *at)).collect();
     let (considered, refused) = considered(&search, &moved);
@@ -111,7 +149,7 @@ fn append(search: &Search<'_, '_>, prefix: &mut Prefix, chosen: &Chosen) -> Resu
     for (node, load) in ends.iter().zip(&mut held) {
         let bounds = &search.base[*node].1;
         model.apply(load, t, *node, !bounds.relief);
-        if !model.fits(load, bounds) {
+        if !model.fits(load, bounds, model.firm(t)) {
             let detail = format!("{} would be over capacity after the moves before", model.nodes[*node].node.id);
             return Err(Refused::Hard { code: "no_capacity".into(), detail });
         }

@@ -101,7 +101,7 @@ impl Search<'_, '_> {
             *scanned += 1;
             let lanes = Some((&model.shards[other].lanes, -1.0));
             let scan = model.scan(target, &load, &self.settled[target].bounds, lanes, false);
-            let fits = model.grid.window().all(|step| scan.fits[step]);
+            let fits = model.firm_now().all(|step| scan.fits[step]);
             let gain = shed + before - total(self, &scan) - talk;
             // What is left can only get less by where the other goes.
             if !fits || gain <= pairs.iter().map(|p| p.net).fold(0.0, f64::max) * 0.5 {
@@ -141,7 +141,7 @@ impl Search<'_, '_> {
         let lanes = Some((&model.shards[other].lanes, 1.0));
         let charge = |load: &crate::dense::NodeLoad| -> Option<f64> {
             let scan = model.scan(to, load, &settled.bounds, lanes, false);
-            model.grid.window().all(|step| scan.fits[step]).then(|| total(self, &scan))
+            model.firm_now().all(|step| scan.fits[step]).then(|| total(self, &scan))
         };
         if to == self.at[shard] {
             *scanned += 1;
@@ -204,6 +204,7 @@ impl Search<'_, '_> {
                 self.model.apply(&mut load, &c.start.transfer, node, true);
             }
             self.timed[node] = load;
+            self.timed_scans.remove(&node);
         }
     }
 }

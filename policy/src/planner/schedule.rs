@@ -1,6 +1,7 @@
 //! Giving chosen moves their times.
 
 use foreshard_domain::{Resource, Timestamp};
+use std::rc::Rc;
 
 use super::evaluate::{Candidate, NodeScans, Side, Start, starts};
 use super::limits::{Busy, target_refusal};
@@ -51,11 +52,12 @@ impl Search<'_, '_> {
 
     /// The best start beside the moves chosen so far.
     pub fn timed_start(
-        &self,
+        &mut self,
         shard: usize,
         target: usize,
         proof: Proof,
     ) -> Result<(Start, Option<Timestamp>), Refused> {
+        self.evaluated += 1;
         let model = self.model;
         let source = self.at[shard];
         let must = proof == Proof::Must;
@@ -67,7 +69,7 @@ impl Search<'_, '_> {
         if let Some(refused) = target_refusal(model, shard, target, places) {
             return Err(refused);
         }
-        let scans = [source, target].map(|n| NodeScans::new(model, n, &self.timed[n], &self.base[n].1));
+        let scans = [source, target].map(|node| self.timed_scans(node));
         let lanes = Some((&model.shards[shard].lanes, -1.0));
         let without = model.scan(source, &self.timed[source], &self.base[source].1, lanes, false);
         let side = |node: usize, scans| Side { node, load: &self.timed[node], bounds: &self.base[node].1, scans };
@@ -81,6 +83,7 @@ impl Search<'_, '_> {
             communication,
             crossing,
             must,
+            prove: proof == Proof::Worth,
         };
         let chosen = self.chosen.iter().map(|c| &c.start.transfer);
         let busy = Busy(model.running.iter().chain(chosen).collect());
@@ -101,6 +104,11 @@ impl Search<'_, '_> {
         Err(best.unwrap_or_else(|| Refused::Hard { code: "no_capacity".into(), detail: detail() }))
     }
 
+    fn timed_scans(&mut self, node: usize) -> Rc<NodeScans> {
+        let scans = || Rc::new(NodeScans::new(self.model, node, &self.timed[node], &self.base[node].1));
+        Rc::clone(self.timed_scans.entry(node).or_insert_with(scans))
+    }
+
     /// Whether every prefix of the plan that holds this move keeps its two nodes within bounds (P3).
     fn prefixes_fit(&self, transfer: &Transfer) -> bool {
         let order = |t: &Transfer| (t.start, t.shard);
@@ -112,7 +120,7 @@ impl Search<'_, '_> {
             let mut touching = all.iter().filter(|t| t.source == node || t.target == node);
             touching.all(|t| {
                 self.model.apply(&mut load, t, node, !bounds.relief);
-                order(t) < order(transfer) || self.model.fits(&load, bounds)
+                order(t) < order(transfer) || self.model.fits(&load, bounds, self.model.firm(t))
             })
         })
     }

@@ -1,10 +1,11 @@
 //! The search: the best candidate, a time for it, and again; pairs of moves where no single one is worth it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use foreshard_domain::{PerResource, Resource, Timestamp};
 
-use super::evaluate::{Candidate, NodeScans, Side, Start, starts};
+use super::evaluate::{Candidate, NodeScans, Side, Start, best_start};
 use super::limits::{Busy, shard_refusal};
 use super::rules::{Ask, asks_without_balance, mean_share, misplaced, weights};
 use crate::dense::{Bounds, Model, NodeLoad, Scan, Transfer};
@@ -58,6 +59,7 @@ pub(crate) struct Tabu {
     pub target: Option<usize>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Search<'m, 'a> {
     pub model: &'m Model<'a>,
     /// Where the shards are, settled.
@@ -71,6 +73,8 @@ pub(crate) struct Search<'m, 'a> {
     pub base: Vec<(NodeLoad, Bounds)>,
     /// Loads with all chosen moves at their times.
     pub timed: Vec<NodeLoad>,
+    /// The same charged, kept until they change.
+    pub timed_scans: HashMap<usize, Rc<NodeScans>>,
     pub chosen: Vec<Chosen>,
     /// What was found of each pair of shard and target last.
     pub outcomes: BTreeMap<(usize, usize), Result<Score, Refused>>,
@@ -79,7 +83,7 @@ pub(crate) struct Search<'m, 'a> {
     /// Targets of each shard that were not looked at, since emptier ones were enough.
     pub unseen: BTreeMap<usize, usize>,
     pub kept: HashMap<(usize, usize), (u32, u32, Outcome)>,
-    pub without: HashMap<usize, (u32, Scan)>,
+    pub without: HashMap<usize, (u32, Rc<Scan>)>,
     /// The shards of a node that may move, by the version they were ranked at.
     pub ranked: HashMap<usize, (u32, Vec<usize>)>,
     pub deferred: BTreeMap<(usize, usize), String>,
@@ -116,6 +120,7 @@ impl<'m, 'a> Search<'m, 'a> {
             settled,
             base,
             timed,
+            timed_scans: HashMap::new(),
             chosen: Vec::new(),
             outcomes: BTreeMap::new(),
             stays: BTreeMap::new(),
@@ -234,15 +239,15 @@ impl<'m, 'a> Search<'m, 'a> {
     }
 
     /// The source without the shard.
-    pub fn scan_without(&mut self, shard: usize) -> Scan {
+    pub fn scan_without(&mut self, shard: usize) -> Rc<Scan> {
         let (model, node) = (self.model, self.at[shard]);
         let settled = &self.settled[node];
         match self.without.get(&shard) {
-            Some((version, scan)) if *version == settled.version => scan.clone(),
+            Some((version, scan)) if *version == settled.version => Rc::clone(scan),
             _ => {
                 let lanes = Some((&model.shards[shard].lanes, -1.0));
-                let scan = model.scan(node, &settled.load, &settled.bounds, lanes, false);
-                self.without.insert(shard, (settled.version, scan.clone()));
+                let scan = Rc::new(model.scan(node, &settled.load, &settled.bounds, lanes, false));
+                self.without.insert(shard, (settled.version, Rc::clone(&scan)));
                 scan
             }
         }
@@ -269,9 +274,10 @@ impl<'m, 'a> Search<'m, 'a> {
                 };
                 let crossing = self.settled[source].crossing;
                 let (source, target) = (side(source), side(target));
-                let candidate = Candidate { shard, source, target, without: &without, communication, crossing, must };
+                let candidate =
+                    Candidate { shard, source, target, without: &without, communication, crossing, must, prove: !must };
                 let busy = Busy(model.running.iter().collect());
-                starts(model, candidate, &busy).and_then(|starts| starts.into_iter().next().ok_or_else(no_start))
+                best_start(model, candidate, &busy)
             },
             Err,
         );
@@ -301,6 +307,7 @@ impl<'m, 'a> Search<'m, 'a> {
         self.put(shard, source, target);
         for node in [source, target] {
             self.model.apply(&mut self.timed[node], &chosen.start.transfer, node, true);
+            self.timed_scans.remove(&node);
         }
         self.chosen.push(chosen);
     }
@@ -331,10 +338,6 @@ impl<'m, 'a> Search<'m, 'a> {
             self.defer(shard, target, refused.clone());
         }
     }
-}
-
-pub(crate) fn no_start() -> Refused {
-    Refused::Hard { code: "no_capacity".into(), detail: "no start is left".into() }
 }
 
 /// A node with the given shards from now on, `load` being theirs; running moves are added.

@@ -175,6 +175,10 @@ impl<'c> Decider<'c> {
         settings.moves_in_flight = cell.spec().moves_at_once;
         settings.moves_per_node = cell.spec().moves_at_once;
         settings.cool_down_shard_ms = cell.cool_down_ms();
+        if name == "reactive" {
+            // How long it takes an overload to last is its horizon; it has no later that would count less.
+            settings.foresight_half_life_ms = 0;
+        }
         let index = cell.topology().nodes.iter().enumerate().map(|(i, n)| (&n.id, i)).collect();
         Self { cell, input: None, name: name.to_owned(), settings, index }
     }
@@ -228,6 +232,8 @@ impl<'c> Decider<'c> {
         }
         let least = self.settings.needed(self.settings.churn_weight) * 0.999;
         let mut excess = vec![0.0; self.cell.spec().nodes];
+        let counts = |step: usize| self.settings.counts(scenarios.step().as_ms().saturating_mul(step as i64));
+        let counts: Vec<f64> = (0..scenarios.steps()).map(counts).collect();
         let index: BTreeMap<_, _> = scenarios.shards().iter().enumerate().map(|(i, s)| (s, i)).collect();
         let of = |shard: usize| self.cell.loads().shards().get(shard).and_then(|id| index.get(id)).copied();
         for (r, resource) in scenarios.resources().iter().enumerate() {
@@ -239,7 +245,8 @@ impl<'c> Decider<'c> {
                 let load = scenarios.node_sum(r, here.chain(coming).filter_map(of));
                 let extra = copies(node).count() as f64 * self.cell.spec().copy_share[*resource] * capacity;
                 let limit = self.settings.limit * 0.999 * capacity - extra;
-                let over = load.expected_excess(limit as f32, 0..scenarios.steps());
+                let over = |step| load.expected_excess(limit as f32, step..step + 1) * counts[step];
+                let over: f64 = (0..scenarios.steps()).map(over).sum();
                 *excess += over / capacity * scenarios.step().as_minutes();
             }
         }
