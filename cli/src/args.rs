@@ -339,6 +339,19 @@ pub enum PolicyKind {
     Seasonal,
     /// The planner on joint scenarios of the forecaster
     Predictive,
+    /// The planner, knowing the future
+    Oracle,
+    /// Nothing moves, from the best placement in hindsight
+    Static,
+}
+
+/// Forecasters of `simulate`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SimForecaster {
+    /// The network, trained on what lies before: four hours in steps of five minutes
+    Network,
+    /// Ridge regression with its own past errors as scenarios: a day in quarters of an hour, fitted in a second
+    Ridge,
 }
 
 /// Arguments of `simulate`.
@@ -347,25 +360,28 @@ pub struct SimulateArgs {
     /// History file or dated folder
     #[arg(long, value_name = "PATH")]
     pub history: PathBuf,
-    /// Number of nodes
-    #[arg(long, default_value_t = 4)]
-    pub nodes: usize,
+    /// Number of nodes; several for several cells
+    #[arg(long, default_value = "4", num_args = 1.., value_delimiter = ',')]
+    pub nodes: Vec<usize>,
     /// Policies, compared side by side
     #[arg(long = "policy", required = true, num_args = 1.., value_delimiter = ',')]
     pub policies: Vec<PolicyKind>,
-    /// Seed of placement, sizes and phases
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Capacity of a node = this x peak total / nodes
-    #[arg(long, default_value_t = 1.15)]
-    pub capacity_multiplier: f64,
+    /// Seed of placement, sizes and phases; several for several cells
+    #[arg(long, default_value = "1", num_args = 1.., value_delimiter = ',')]
+    pub seed: Vec<u64>,
+    /// Capacity of a node = this x peak total / nodes; several for several cells
+    #[arg(long, default_value = "1.15", num_args = 1.., value_delimiter = ',')]
+    pub capacity_multiplier: Vec<f64>,
     /// Mean size of a shard in GiB where the history has none
     #[arg(long, default_value_t = 20.0)]
     pub data_gib: f64,
     /// Shift each shard's clock by 0, 8 or 16 h plus or minus 1 h and scale it
     #[arg(long)]
     pub phases: bool,
-    /// Optimiser steps of the forecaster [default: train.steps of the settings]
+    /// What `predictive` looks ahead with
+    #[arg(long, value_enum, default_value = "network")]
+    pub forecaster: SimForecaster,
+    /// Optimiser steps of the network [default: train.steps of the settings]
     #[arg(long)]
     pub steps: Option<usize>,
 }

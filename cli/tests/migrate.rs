@@ -51,6 +51,7 @@ fn planned() -> Move {
         data_bytes: 2048.0,
         write_bytes_per_s: 0.0,
         cpu_share: (0.0, 0.0),
+        with: None,
     }
 }
 

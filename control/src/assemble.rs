@@ -68,6 +68,8 @@ pub fn assemble(known: Known<'_>) -> Result<Assembled, ScenarioError> {
         placement: placement.clone(),
         scenarios,
         shards,
+        voteless: BTreeSet::new(),
+        homes: BTreeMap::new(),
         communication: known.communication.to_vec(),
         in_flight,
         cost_model: known.cost_model.clone(),

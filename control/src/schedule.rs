@@ -190,6 +190,7 @@ mod tests {
             data_bytes: 1.0,
             write_bytes_per_s: 0.0,
             cpu_share: (0.9, 0.1),
+            with: None,
         }
     }
 

@@ -144,6 +144,7 @@ mod tests {
             data_bytes: 1.0,
             write_bytes_per_s: 0.0,
             cpu_share: (0.9, 0.1),
+            with: None,
         };
         MigrationRecord {
             id: MigrationId::new(format!("m-{shard}")).unwrap(),

@@ -36,6 +36,7 @@ fn whole(out: &mut String, plan: &Plan) -> std::fmt::Result {
         writeln!(out, "\nshards on such nodes that stay (best target and why not):")?;
         stays.values().try_for_each(|c| writeln!(out, "  {}: {}", c.shard, outcome(c)))?;
     }
+    losses(out, plan)?;
     if !plan.refused.is_empty() {
         let counts: Vec<String> = plan.refused.iter().map(|(code, n)| format!("{code} {n}")).collect();
         writeln!(out, "\nother targets refused: {}", counts.join(", "))?;
@@ -45,6 +46,23 @@ fn whole(out: &mut String, plan: &Plan) -> std::fmt::Result {
         plan.notes.iter().try_for_each(|note| writeln!(out, "  {note}"))?;
     }
     Ok(())
+}
+
+/// Which nodes the cluster could not do without.
+fn losses(out: &mut String, plan: &Plan) -> std::fmt::Result {
+    let needed: Vec<String> = plan
+        .nodes
+        .iter()
+        .filter(|n| n.if_lost.0.homeless > 0 || n.if_lost.1.homeless > 0)
+        .map(|n| format!("{} {} -> {}", n.node, n.if_lost.0.homeless, n.if_lost.1.homeless))
+        .collect();
+    if plan.nodes.len() < 2 {
+        return Ok(());
+    }
+    match needed.len() {
+        0 => writeln!(out, "\nloss of any one node: all its shards find room on the others"),
+        _ => writeln!(out, "\nshards without room if a node is lost (before -> after): {}", needed.join(", ")),
+    }
 }
 
 fn heading(out: &mut String, plan: &Plan) -> std::fmt::Result {
@@ -78,7 +96,8 @@ fn a_move(out: &mut String, number: usize, m: &Move) -> std::fmt::Result {
         "   probability over the limit: {} {:.2} -> {:.2}, {} {:.2} -> {:.2}",
         m.source, r.source_risk_before, r.source_risk_after, m.target, r.target_risk_before, r.target_risk_after
     )?;
-    writeln!(out, "   gains {:.2}, costs {:.2} overload minutes", m.expected_gain, m.expected_cost)
+    writeln!(out, "   gains {:.2}, costs {:.2} overload minutes", m.expected_gain, m.expected_cost)?;
+    m.with.as_ref().map_or(Ok(()), |with| writeln!(out, "   worth it together with the move of {with}, not alone"))
 }
 
 fn risky(n: &NodeRisk) -> bool {

@@ -2,7 +2,7 @@
 
 use foreshard_domain::{CostModel, NodeId, PerResource, Placement, PlanId, ScenarioSet, ShardId, Timestamp, Topology};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -78,6 +78,14 @@ pub struct PlanningInput {
     /// What is known of the shards; one without an entry cannot be moved.
     #[serde(default)]
     pub shards: BTreeMap<ShardId, ShardFacts>,
+    /// Shards whose forecast has lost its vote, because it was lately worse than seasonal naive: they are planned with their
+    /// load as last observed, as a reactive balancer would, and the plan says so.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub voteless: BTreeSet<ShardId>,
+    /// Where the ring would have each shard; a shard elsewhere is an override and goes back when its gain is gone. Shards
+    /// without an entry are at home wherever they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub homes: BTreeMap<ShardId, NodeId>,
     /// Who talks to whom.
     #[serde(default)]
     pub communication: Vec<Communication>,
@@ -106,14 +114,28 @@ impl Write for HashWriter {
 }
 
 impl PlanningInput {
-    /// Hash of the whole input: XXH3-128 over its compact JSON, whose maps are sorted and whose floats are written with
-    /// the fewest digits that read back the same; 32 hexadecimal digits.
+    /// Hash of the whole input, 32 hexadecimal digits: XXH3-128 over the compact JSON of everything but the values of the
+    /// scenarios (its maps are sorted, its floats written with the fewest digits that read back the same), then over these
+    /// values as little-endian `f32`. As text they would be most of the time that a large plan takes.
     pub fn fingerprint(&self) -> String {
+        let Self { now, seed, parent, topology, placement, scenarios, shards, communication, in_flight, .. } = self;
+        let Self { voteless, homes, cost_model, settings, .. } = self;
+        let (issued_at, step) = (scenarios.issued_at(), scenarios.step());
+        let shape = (scenarios.steps(), scenarios.scenarios());
+        let scenario_head = (issued_at, step, scenarios.resources(), scenarios.shards(), shape);
+        let context = (now, seed, parent, topology, placement, scenario_head);
+        let rest = (shards, voteless, homes, communication, in_flight, cost_model, settings);
         let mut writer = io::BufWriter::with_capacity(1 << 16, HashWriter(Xxh3::new()));
         // Neither the hash nor the derived serialisation can fail; a failure would only make the hash differ.
-        let _ = serde_json::to_writer(&mut writer, self);
-        let hash = writer.into_inner().map_or(0, |inner| inner.0.digest128());
-        format!("{hash:032x}")
+        let _ = serde_json::to_writer(&mut writer, &(context, rest));
+        let Ok(HashWriter(mut hash)) = writer.into_inner() else { return format!("{:032x}", 0) };
+        let mut bytes = Vec::with_capacity(1 << 16);
+        for values in scenarios.values().chunks(1 << 14) {
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            hash.update(&bytes);
+        }
+        format!("{:032x}", hash.digest128())
     }
 
     /// Checks that the parts fit together; finds everything that is wrong.

@@ -6,6 +6,9 @@ use std::fmt;
 
 use crate::{PlanningInput, SettingsError};
 
+/// Highest load of one shard: sums over a million shards and a thousand steps stay far from the end of `f32`.
+const MOST_LOAD: f32 = 1e15;
+
 /// One thing that is wrong with a planning input.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum InputError {
@@ -19,7 +22,9 @@ pub enum InputError {
     #[error("the topology has no node; add at least one")]
     NoNodes,
     /// A shard is placed on a node that does not exist.
-    #[error("shard {shard} is placed on {node}, which the topology does not have; add the node or mend the placement")]
+    #[error(
+        "shard {shard} is placed on {node}, or at home there, which the topology does not have; add the node or mend the placement"
+    )]
     UnknownNode {
         /// The shard.
         shard: ShardId,
@@ -55,6 +60,16 @@ pub enum InputError {
     /// A scenario holds a negative load.
     #[error("the scenarios of shard {shard} hold a negative load of {resource}: {value}")]
     NegativeLoad {
+        /// The shard.
+        shard: ShardId,
+        /// The resource.
+        resource: Resource,
+        /// The value.
+        value: f32,
+    },
+    /// A scenario holds a load whose sums would no longer be numbers.
+    #[error("the scenarios of shard {shard} hold a load of {resource} of {value}; {MOST_LOAD} is the most")]
+    HugeLoad {
         /// The shard.
         shard: ShardId,
         /// The resource.
@@ -108,6 +123,9 @@ pub(crate) fn validate(input: &PlanningInput) -> Result<(), InputErrors> {
 
 fn check_placement(input: &PlanningInput, errors: &mut Vec<InputError>) {
     let nodes: BTreeSet<&NodeId> = input.topology.nodes.iter().map(|n| &n.id).collect();
+    for (shard, node) in input.homes.iter().filter(|(_, node)| !nodes.contains(node)) {
+        errors.push(InputError::UnknownNode { shard: shard.clone(), node: node.clone() });
+    }
     for (shard, node) in input.placement.iter() {
         if !nodes.contains(node) {
             errors.push(InputError::UnknownNode { shard: shard.clone(), node: node.clone() });
@@ -168,10 +186,16 @@ fn check_scenarios(input: &PlanningInput, errors: &mut Vec<InputError>) {
     }
     for (r, resource) in set.resources().iter().enumerate() {
         for (s, shard) in set.shards().iter().enumerate() {
-            let negative = set.lane(r, s).and_then(|lane| lane.iter().find(|v| **v < 0.0));
-            if let Some(value) = negative {
+            // The lowest value of a lane is found by vectors of comparisons, the first negative one is not.
+            let lowest = set.lane(r, s).unwrap_or(&[]).iter().copied().fold(0.0, f32::min);
+            if lowest < 0.0 {
                 let (shard, resource) = (shard.clone(), *resource);
-                errors.push(InputError::NegativeLoad { shard, resource, value: *value });
+                errors.push(InputError::NegativeLoad { shard, resource, value: lowest });
+            }
+            let highest = set.lane(r, s).unwrap_or(&[]).iter().copied().fold(0.0, f32::max);
+            if highest > MOST_LOAD {
+                let (shard, resource) = (shard.clone(), *resource);
+                errors.push(InputError::HugeLoad { shard, resource, value: highest });
             }
         }
     }

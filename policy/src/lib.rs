@@ -20,6 +20,6 @@ pub use decisions::decisions;
 pub use explain::explain;
 pub use input::{Communication, InFlight, PlanningInput, ShardFacts};
 pub use input_errors::{InputError, InputErrors};
-pub use plan::{Considered, FORMAT, Move, NodeRisk, Plan, Reason, Refused, RuleName, Score};
+pub use plan::{Considered, FORMAT, IfLost, Move, NodeRisk, Plan, Reason, Refused, RuleName, Score};
 pub use planner::{Deferred, PlanError, PlanReport, Planned, plan};
 pub use settings::{PolicySettings, RuleSwitches, SearchLimits, SettingsError};

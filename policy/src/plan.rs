@@ -19,6 +19,8 @@ pub enum RuleName {
     ProactiveBalancing,
     /// Predicted over the overload threshold and already over the high-utilisation threshold.
     Reactive,
+    /// The shard goes back to where the ring would have it, since the gain of being elsewhere is gone.
+    RingReturn,
     /// The node is being emptied, or the shard must not be where it is.
     Constraint,
 }
@@ -31,6 +33,7 @@ impl RuleName {
             RuleName::CostBenefit => "cost_benefit",
             RuleName::ProactiveBalancing => "proactive_balancing",
             RuleName::Reactive => "reactive",
+            RuleName::RingReturn => "ring_return",
             RuleName::Constraint => "constraint",
         }
     }
@@ -74,6 +77,9 @@ pub struct Move {
     pub expected_gain: f64,
     /// Expected cost in the same unit: the copy's own load, the fence, communication, churn.
     pub expected_cost: f64,
+    /// The shard whose move makes this one worth it: two that are worth it together, and neither alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<ShardId>,
     /// What carrying it out is expected to take.
     pub predicted: MovePrediction,
     /// Bytes to copy.
@@ -144,6 +150,15 @@ pub struct Considered {
     pub outcome: Result<Score, Refused>,
 }
 
+/// What the loss of a node would mean: its shards packed onto the others at mean loads, the largest first.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct IfLost {
+    /// Shards that find no room.
+    pub homeless: usize,
+    /// Peak share of the fullest node that took any; 0 if none did.
+    pub fullest: f64,
+}
+
 /// Risk of one node over the planning window, before and after the plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeRisk {
@@ -155,6 +170,19 @@ pub struct NodeRisk {
     pub after: PerResource<f64>,
     /// Expected excess in overload minutes before and after, all resources.
     pub excess_minutes: (f64, f64),
+    /// What losing this node would mean before and after the plan.
+    #[serde(default)]
+    pub if_lost: (IfLost, IfLost),
+}
+
+impl Plan {
+    /// The id that follows from what the plan was made from and what it does: `plan-` and 16 hexadecimal digits. A move that
+    /// is changed, added or left out makes it another plan.
+    pub fn content_id(fingerprint: &str, moves: &[Move]) -> String {
+        // Serialising to memory cannot fail; a failure would only make the id differ.
+        let text = serde_json::to_vec(&(fingerprint, moves)).unwrap_or_default();
+        format!("plan-{:016x}", xxhash_rust::xxh3::xxh3_64(&text))
+    }
 }
 
 /// An immutable list of moves.
@@ -162,7 +190,7 @@ pub struct NodeRisk {
 pub struct Plan {
     /// [`FORMAT`].
     pub format: u32,
-    /// Derived from the input's fingerprint, so equal inputs give equal plans.
+    /// Derived from the input's fingerprint and the moves ([`Plan::content_id`]), so equal inputs give equal plans.
     pub id: PlanId,
     /// The plan that was in force when this one was made; it is accepted only while that still is.
     pub parent: Option<PlanId>,

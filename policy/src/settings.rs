@@ -32,11 +32,25 @@ pub struct SearchLimits {
     pub targets_per_shard: usize,
     /// Targets of one shard that a plan lists; the others are counted.
     pub listed_targets: usize,
+    /// Pairs of moves that are looked at where no single move is worth it; 0 for none.
+    pub pairs: usize,
+    /// How often the search is tried again at most, each time without one of the moves that it chose first; the best plan
+    /// counts. It is tried again only where the first plan leaves something to gain.
+    pub repeats: usize,
+    /// Evaluations that all these tries may take together; a search that takes more is not tried again.
+    pub repeat_evaluations: usize,
 }
 
 impl Default for SearchLimits {
     fn default() -> Self {
-        Self { shards_per_node: 32, targets_per_shard: 16, listed_targets: 3 }
+        Self {
+            shards_per_node: 32,
+            targets_per_shard: 16,
+            listed_targets: 3,
+            pairs: 2000,
+            repeats: 8,
+            repeat_evaluations: 300,
+        }
     }
 }
 
@@ -67,10 +81,20 @@ pub struct PolicySettings {
     pub min_gain: f64,
     /// The gain must exceed the cost by this share of it as well.
     pub hysteresis: f64,
+    /// How long after a move its nodes must keep within capacity at the capacity quantile, model milliseconds; never less than
+    /// until its shard could have moved again (its cool-down and another copy). What lies behind that is charged and left
+    /// to later plans. 0: to the end of the window, however long it is.
+    pub capacity_window_ms: i64,
+    /// What comes late can still be put right by a later plan. Overload counts in full for as long as a shard that moves now
+    /// is bound to its target (`cool_down_shard_ms`), then half after each such time, model milliseconds; 0: in full
+    /// however far ahead.
+    pub foresight_half_life_ms: i64,
     /// Overload minutes charged for each move as such.
     pub churn_weight: f64,
     /// Overload minutes charged per MiB/s sent over one millisecond of latency, for the planning window.
     pub communication_weight: f64,
+    /// Overload minutes charged for each shard that is not where the ring would have it, for the planning window.
+    pub home_weight: f64,
     /// Copies at once in the cluster.
     pub moves_in_flight: usize,
     /// Copies at once on one node, as source or target.
@@ -103,8 +127,11 @@ impl Default for PolicySettings {
             balance_weight: 0.1,
             min_gain: 0.5,
             hysteresis: 0.1,
+            capacity_window_ms: 14_400_000,
+            foresight_half_life_ms: 7_200_000,
             churn_weight: 0.25,
             communication_weight: 0.01,
+            home_weight: 1.0,
             moves_in_flight: 2,
             moves_per_node: 2,
             moves_per_plan: 8,
@@ -155,6 +182,7 @@ impl PolicySettings {
             ("hysteresis", self.hysteresis),
             ("churn_weight", self.churn_weight),
             ("communication_weight", self.communication_weight),
+            ("home_weight", self.home_weight),
         ] {
             want(value.is_finite() && value >= 0.0, name, value, "a number that is not negative");
         }
@@ -171,12 +199,24 @@ impl PolicySettings {
         ] {
             want(value > 0, name, value as f64, "at least 1");
         }
-        for (name, ms) in
-            [("cool_down_shard_ms", self.cool_down_shard_ms), ("cool_down_node_ms", self.cool_down_node_ms)]
-        {
+        for (name, ms) in [
+            ("capacity_window_ms", self.capacity_window_ms),
+            ("foresight_half_life_ms", self.foresight_half_life_ms),
+            ("cool_down_shard_ms", self.cool_down_shard_ms),
+            ("cool_down_node_ms", self.cool_down_node_ms),
+        ] {
             want(ms >= 0, name, ms as f64, "a time that is not negative");
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// How much a minute of overload counts that is this far ahead.
+    pub(crate) fn counts(&self, ahead_ms: i64) -> f64 {
+        let late = ahead_ms.saturating_sub(self.cool_down_shard_ms).max(0);
+        match self.foresight_half_life_ms {
+            0 => 1.0,
+            half => (-(late as f64) / half as f64).exp2(),
+        }
     }
 
     /// What a move that costs `cost` must gain to be worth it.

@@ -168,7 +168,9 @@ fn p4_the_checker_accepts_every_plan() {
         for m in &planned.plan.moves {
             assert!(records.iter().any(|r| r.shard == m.shard && r.decision == "move"), "seed {seed}");
             assert!(explain(&planned.plan, Some(&m.shard)).contains(m.target.as_str()));
-            let net = m.expected_gain - m.expected_cost;
+            let partner = planned.plan.moves.iter().find(|o| Some(&o.shard) == m.with.as_ref());
+            let both = [Some(m), partner].into_iter().flatten();
+            let net: f64 = both.map(|m| m.expected_gain - m.expected_cost).sum();
             assert!(net > 0.0 || m.reason.rule == RuleName::Constraint, "seed {seed}");
         }
     }

@@ -98,7 +98,9 @@ fn hot_node() -> PlanningInput {
     let nodes = vec![node("n1", "z1", 100.0), node("n2", "z2", 100.0), node("n3", "z3", 100.0)];
     let shards = [("a", "n1", 70.0), ("c", "n2", 10.0), ("d", "n3", 10.0)];
     let rules = RuleSwitches { proactive_balancing: false, ..RuleSwitches::default() };
-    let settings = PolicySettings { rules, ..PolicySettings::default() };
+    let mut settings = PolicySettings { rules, ..PolicySettings::default() };
+    // Without pairs, another shard would make room where only that is missing.
+    settings.search.pairs = 0;
     let mut input = constant(nodes, &shards, settings);
     let constant = |v: f32| vec![v; 48];
     let lanes = [("a", constant(70.0)), ("c", constant(10.0)), ("d", constant(10.0)), ("@node/n1", constant(50.0))];
@@ -175,6 +177,37 @@ fn every_refusal_has_its_code() {
         let record = decisions(&input, &planned, None).into_iter().find(|r| r.shard == shard("a")).unwrap();
         assert!(record.target.is_none() && record.risk_unmoved == 1.0, "{record:?}");
     }
+}
+
+/// Where no single move can help, one shard makes room for another; each says so, and neither is accepted alone.
+#[test]
+fn one_shard_makes_room_for_another() {
+    let mut input = hot_node();
+    with_lane(&mut input, "c", &[60.0; 48]);
+    assert_eq!(moves(&planned(&input)), []);
+    input.settings.search.pairs = 100;
+    let plan = planned(&input);
+    assert_eq!(moves(&plan), [("c", "n3", RuleName::Threshold), ("a", "n2", RuleName::Threshold)]);
+    assert_eq!(plan.moves.iter().map(|m| m.with.clone()).collect::<Vec<_>>(), [Some(shard("a")), Some(shard("c"))]);
+    let text = explain(&plan, None);
+    assert!(text.contains("worth it together with the move of a"), "{text}");
+    let mut alone = plan.clone();
+    alone.moves.remove(1);
+    assert!(check(&input, &alone).unwrap_err().iter().any(|v| v.code == "partner"));
+}
+
+/// Two shards change places where moving either of them alone would make things worse.
+#[test]
+fn two_shards_change_places() {
+    let nodes = vec![node("n1", "z1", 180.0), node("n2", "z2", 180.0)];
+    let shards = [("a", "n1", 70.0), ("b", "n1", 50.0), ("c", "n2", 60.0), ("d", "n2", 30.0)];
+    let mut input = constant(nodes, &shards, PolicySettings { limit: 110.0 / 180.0, ..PolicySettings::default() });
+    input.settings.rules.proactive_balancing = false;
+    let plan = planned(&input);
+    assert_eq!(moves(&plan), [("b", "n2", RuleName::Threshold), ("d", "n1", RuleName::Threshold)]);
+    assert!(plan.moves.iter().all(|m| m.with.is_some()));
+    input.settings.search.pairs = 0;
+    assert_eq!(moves(&planned(&input)), []);
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn perfect_scenarios_beat_reacting_and_reacting_beats_nothing() {
     for seed in [1, 2] {
         let cell = cell(seed);
         let run = |policy: SimPolicy<'_>, settings| simulate(&cell, policy, &reacting, settings).unwrap();
-        let mut future = TrueFuture::new(cell.loads().clone(), 48);
+        let mut future = TrueFuture::new(cell.loads().clone(), 288);
         let none = run(SimPolicy::None, &reacting);
         let reactive = run(SimPolicy::Reactive, &reacting);
         let seasonal = run(SimPolicy::Seasonal, &knowing);
@@ -148,7 +148,7 @@ fn tuning_prefers_what_pays_and_refuses_an_edge() {
     let none = TuneGrid { min_gains: vec![1.0], ..grid.clone() };
     assert!(matches!(tune_reactive(&cells, &base, &none), Err(SimError::NothingToTune)));
     let mut source = |cell: &Cell| -> Result<Box<_>, _> {
-        Ok(Box::new(TrueFuture::new(cell.loads().clone(), 48)) as Box<dyn foreshard_policy::simulate::ScenarioSource>)
+        Ok(Box::new(TrueFuture::new(cell.loads().clone(), 288)) as Box<dyn foreshard_policy::simulate::ScenarioSource>)
     };
     let predictive = tune_predictive(&cells, &reactive, &grid, &mut source).unwrap();
     let chosen = &predictive.chosen;

@@ -1,19 +1,22 @@
 //! `foreshard simulate`: replays a history under policies and counts overload minutes.
 //!
 //! The first half of the history is for training and tuning, the second is replayed. Settings are chosen on the last third
-//! of the first half, for `predictive` with a model that was trained before it.
+//! of the first half, for `predictive` with a model that was trained before it, once for all cells and seeds together.
 
 use foreshard_datasets::{History, ReadFilter, read_history};
 use foreshard_domain::{Metric, Product, Resource, ShardId, Step};
 use foreshard_policy::PolicySettings;
 use foreshard_policy::simulate::{
-    Cell, ScenarioSource, SimLoads, SimPolicy, SimReport, SimSpec, SourceError, TuneGrid, Tuned, base_settings,
-    simulate, tune_predictive, tune_reactive,
+    Bars, Cell, RidgeModel, RidgePaths, RidgeSpec, ScenarioSource, Seen, SimLoads, SimPolicy, SimReport, SimSpec,
+    SourceError, TuneGrid, Tuned, bars, base_settings, simulate, tune_predictive, tune_reactive,
 };
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use crate::args::{PolicyKind, SimulateArgs};
+use crate::args::{PolicyKind, SimForecaster, SimulateArgs};
 use crate::commands::foresight::{Foresight, Learned};
 use crate::commands::progress::Progress;
 use crate::output::{self, Failure, Format, Verdict};
@@ -26,9 +29,12 @@ const PREDICTIVE_TRIGGERS: [f64; 3] = [0.85, 0.95, 1.0];
 struct Simulated {
     history: String,
     shards: usize,
+    /// Of the first cell.
     capacity_per_node: Vec<(Resource, f64)>,
     settings: Vec<Chosen>,
+    /// Every policy of every cell.
     policies: Vec<SimReport>,
+    bars: Option<Bars>,
 }
 
 /// What was chosen for a policy before the replay.
@@ -54,72 +60,144 @@ impl Chosen {
     }
 }
 
+/// A forecaster that was fitted before a step.
+#[derive(Clone)]
+enum Fitted {
+    Network(Rc<Learned>),
+    Ridge(Arc<RidgeModel>),
+}
+
+impl Fitted {
+    fn source(&self) -> Box<dyn ScenarioSource> {
+        match self {
+            Fitted::Network(learned) => Box::new(Foresight::of(learned)),
+            Fitted::Ridge(model) => Box::new(RidgePaths::new(model)),
+        }
+    }
+}
+
+/// What a run is made from.
+struct Run<'a> {
+    args: &'a SimulateArgs,
+    settings: &'a Settings,
+    cells: Vec<Cell>,
+    progress: Progress,
+}
+
+impl Run<'_> {
+    /// Forecasters by seed, fitted on what lies before `before`: loads depend on nothing else of a cell.
+    fn fit(&mut self, before: fn(&Cell) -> usize) -> Result<BTreeMap<u64, Fitted>, Failure> {
+        let mut fitted = BTreeMap::new();
+        for cell in &self.cells {
+            let seed = cell.spec().seed;
+            if fitted.contains_key(&seed) {
+                continue;
+            }
+            let made = match self.args.forecaster {
+                SimForecaster::Ridge => {
+                    let seen = Seen::new(cell.loads(), before(cell));
+                    Fitted::Ridge(Arc::new(RidgeModel::fit(&seen, RidgeSpec::default())?))
+                }
+                SimForecaster::Network => {
+                    let steps = self.args.steps.unwrap_or(self.settings.train.steps);
+                    let threads = self.settings.train.threads;
+                    Fitted::Network(Learned::from(cell, before(cell), seed, steps, threads, &mut self.progress)?)
+                }
+            };
+            fitted.insert(seed, made);
+        }
+        Ok(fitted)
+    }
+
+    fn tune_predictive(&mut self, reactive: &Tuned) -> Result<Tuned, Failure> {
+        let early = self.fit(|cell| cell.tuning().start)?;
+        self.progress.set("choosing settings of predictive", 0.0, "");
+        let gain = reactive.chosen.min_gain;
+        let grid = TuneGrid { triggers: PREDICTIVE_TRIGGERS.to_vec(), min_gains: vec![gain * 0.5, gain, gain * 2.0] };
+        let mut source = |cell: &Cell| -> Result<Box<dyn ScenarioSource>, SourceError> {
+            let fitted = early.get(&cell.spec().seed).ok_or("no forecaster of this seed")?;
+            Ok(fitted.source())
+        };
+        Ok(tune_predictive(&self.cells, reactive, &grid, &mut source)?)
+    }
+}
+
 /// Replays and prints the policies side by side.
 pub fn run(args: &SimulateArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
     let history = read_history(&args.history, &ReadFilter::default())?;
     let (loads, sizes) = loads(&history, &args.history)?;
-    let spec = SimSpec {
-        nodes: args.nodes,
-        seed: args.seed,
-        capacity_multiplier: args.capacity_multiplier,
-        phases: args.phases,
-        data_gib: args.data_gib,
-        ..SimSpec::default()
-    };
-    let cell = Cell::new(&loads, sizes.as_deref(), &spec)?;
-    let mut progress = Progress::new();
-    progress.set("choosing settings of reactive", 0.0, "");
-    let reactive = tune_reactive(std::slice::from_ref(&cell), &base_settings(), &TuneGrid::default())?;
+    let cells = cells(args, &loads, sizes.as_deref())?;
+    let mut run = Run { args, settings, cells, progress: Progress::new() };
+    run.progress.set("choosing settings of reactive", 0.0, "");
+    let reactive = tune_reactive(&run.cells, &base_settings(), &TuneGrid::default())?;
     let mut chosen = vec![Chosen::of("reactive", &reactive)];
-    let mut policies = Vec::new();
-    for kind in &args.policies {
-        let report = match kind {
-            PolicyKind::None => replay(&cell, SimPolicy::None, &reactive.settings, &reactive)?,
-            PolicyKind::Reactive => replay(&cell, SimPolicy::Reactive, &reactive.settings, &reactive)?,
-            PolicyKind::Seasonal => replay(&cell, SimPolicy::Seasonal, &reactive.settings, &reactive)?,
-            PolicyKind::Predictive => predictive(args, settings, &cell, &reactive, &mut chosen, &mut progress)?,
-        };
-        progress.set("replaying", policies.len() as f64 / args.policies.len() as f64, &report.policy);
-        policies.push(report);
+    let mut predictive = None;
+    if args.policies.contains(&PolicyKind::Predictive) {
+        let tuned = run.tune_predictive(&reactive)?;
+        chosen.push(Chosen::of("predictive", &tuned));
+        predictive = Some((tuned.settings, run.fit(Cell::half)?));
     }
+    let mut policies = Vec::new();
+    let all = run.cells.len() * args.policies.len();
+    for cell in &run.cells {
+        for kind in &args.policies {
+            let report = replay(cell, *kind, &reactive.settings, predictive.as_ref())?;
+            policies.push(report);
+            run.progress.set("replaying", policies.len() as f64 / all as f64, "");
+        }
+    }
+    let Run { cells, progress, .. } = run;
     drop(progress);
-    let capacity = cell.capacity();
+    let capacity = cells.first().map(Cell::capacity).unwrap_or_default();
     let capacity_per_node = Resource::ALL.into_iter().filter_map(|r| capacity[r].map(|c| (r, c))).collect();
     let name = args.history.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let done =
-        Simulated { history: name, shards: cell.loads().shards().len(), capacity_per_node, settings: chosen, policies };
+    let shards = loads.shards().len();
+    let judged = bars(&policies).filter(|_| cells.len() > 1);
+    let done = Simulated { history: name, shards, capacity_per_node, settings: chosen, policies, bars: judged };
     output::print(format, &done, text)?;
     Ok(Verdict::Done)
 }
 
-fn replay(
-    cell: &Cell,
-    policy: SimPolicy<'_>,
-    settings: &PolicySettings,
-    reactive: &Tuned,
-) -> Result<SimReport, Failure> {
-    Ok(simulate(cell, policy, &reactive.settings, settings)?)
+/// Every number of nodes with every multiplier and seed.
+fn cells(args: &SimulateArgs, loads: &SimLoads, sizes: Option<&[f64]>) -> Result<Vec<Cell>, Failure> {
+    let mut cells = Vec::new();
+    for nodes in &args.nodes {
+        for capacity_multiplier in &args.capacity_multiplier {
+            for seed in &args.seed {
+                let spec = SimSpec {
+                    nodes: *nodes,
+                    seed: *seed,
+                    capacity_multiplier: *capacity_multiplier,
+                    phases: args.phases,
+                    data_gib: args.data_gib,
+                    ..SimSpec::default()
+                };
+                cells.push(Cell::new(loads, sizes, &spec)?);
+            }
+        }
+    }
+    Ok(cells)
 }
 
-fn predictive(
-    args: &SimulateArgs,
-    settings: &Settings,
+fn replay(
     cell: &Cell,
-    reactive: &Tuned,
-    chosen: &mut Vec<Chosen>,
-    progress: &mut Progress,
+    kind: PolicyKind,
+    reactive: &PolicySettings,
+    predictive: Option<&(PolicySettings, BTreeMap<u64, Fitted>)>,
 ) -> Result<SimReport, Failure> {
-    let steps = args.steps.unwrap_or(settings.train.steps);
-    let early = Learned::from(cell, cell.tuning().start, args.seed, steps, settings.train.threads, progress)?;
-    progress.set("choosing settings of predictive", 0.0, "");
-    let gain = reactive.chosen.min_gain;
-    let grid = TuneGrid { triggers: PREDICTIVE_TRIGGERS.to_vec(), min_gains: vec![gain * 0.5, gain, gain * 2.0] };
-    let mut source = |_: &Cell| -> Result<Box<dyn ScenarioSource>, SourceError> { Ok(Box::new(Foresight::of(&early))) };
-    let tuned = tune_predictive(std::slice::from_ref(cell), reactive, &grid, &mut source)?;
-    chosen.push(Chosen::of("predictive", &tuned));
-    let late = Learned::from(cell, cell.half(), args.seed, steps, settings.train.threads, progress)?;
-    progress.set("replaying predictive", 0.0, "");
-    replay(cell, SimPolicy::Predictive(&mut Foresight::of(&late)), &tuned.settings, reactive)
+    let policy = match kind {
+        PolicyKind::None => SimPolicy::None,
+        PolicyKind::Reactive => SimPolicy::Reactive,
+        PolicyKind::Seasonal => SimPolicy::Seasonal,
+        PolicyKind::Oracle => SimPolicy::Oracle,
+        PolicyKind::Static => SimPolicy::Static,
+        PolicyKind::Predictive => {
+            let (settings, fitted) = predictive.ok_or("predictive was not prepared")?;
+            let mut source = fitted.get(&cell.spec().seed).ok_or("no forecaster of this seed")?.source();
+            return Ok(simulate(cell, SimPolicy::Predictive(source.as_mut()), reactive, settings)?);
+        }
+    };
+    Ok(simulate(cell, policy, reactive, reactive)?)
 }
 
 /// All loads of a history on five-minute steps from the first to the last moment that every shard has, and the last known
@@ -173,17 +251,62 @@ fn text(done: &Simulated) -> String {
             c.policy, c.limit, c.min_gain, c.tuning_minutes, c.tuning_moves
         ));
     }
+    let minutes = |m: Option<f64>| m.map_or("-".to_owned(), |m| format!("{m:.0}"));
     let row = |p: &SimReport| {
         vec![
+            format!("{} x {:.2}, {}", p.nodes, p.capacity_multiplier, p.seed),
             p.policy.clone(),
             format!("{:.0}", p.overload_minutes),
             format!("{:.1}", p.overload_area),
             format!("{:.0}", p.unavoidable_minutes),
             p.moves.to_string(),
             format!("{:.0}", p.bytes_moved / 1_073_741_824.0),
+            format!("{:.2} / {:.2}", p.balance.p50, p.balance.bound_p50),
+            minutes(p.lead_time_minutes.p50),
+            p.forecast_skill.map_or("-".to_owned(), |s| format!("{s:.2}")),
         ]
     };
     let rows: Vec<_> = done.policies.iter().map(row).collect();
-    let header = ["policy", "overload min", "area", "unavoidable", "moves", "GiB moved"];
-    format!("{text}\n{}", output::table(&header, &rows))
+    let header =
+        ["cell", "policy", "overload min", "area", "unavoidable", "moves", "GiB moved", "balance", "lead min", "skill"];
+    text.push('\n');
+    text.push_str(&output::table(&header, &rows));
+    if let Some(judged) = &done.bars {
+        text.push_str(&bars_text(judged));
+    }
+    text
+}
+
+/// Which cells count, and the policies over these.
+fn bars_text(judged: &Bars) -> String {
+    let counted = judged.cells.iter().filter(|c| c.counted).count();
+    let mut text =
+        format!("\n{counted} of {} cells count (reactive over 60 min, best known at most half)\n", judged.cells.len());
+    if judged.policies.is_empty() {
+        return text;
+    }
+    let percent = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.0} %", v * 100.0));
+    let row = |p: &foreshard_policy::simulate::PolicyBars| {
+        vec![
+            p.policy.clone(),
+            format!("{:.2}", p.minutes),
+            format!("{:.2}", p.area),
+            format!("{:.2}", p.median_minutes),
+            format!("{} of {}", p.moves.0, p.moves.1),
+            percent(p.gap_closed),
+            p.regret_minutes.map_or("-".to_owned(), |r| format!("{r:.0}")),
+        ]
+    };
+    let rows: Vec<_> = judged.policies.iter().map(row).collect();
+    let header = [
+        "policy",
+        "minutes / reactive",
+        "area / reactive",
+        "median cell",
+        "moves",
+        "gap to oracle closed",
+        "regret min",
+    ];
+    text.push_str(&output::table(&header, &rows));
+    text
 }

@@ -136,6 +136,7 @@ fn planned(asked: &StartMigration, source: NodeId, bytes: u64) -> Move {
         data_bytes: bytes as f64,
         write_bytes_per_s: 0.0,
         cpu_share: (0.0, 0.0),
+        with: None,
     }
 }
 

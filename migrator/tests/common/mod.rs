@@ -45,6 +45,7 @@ pub fn mv(s: usize, source: usize, target: usize) -> Move {
         data_bytes: 1e6,
         write_bytes_per_s: 1e3,
         cpu_share: (0.9, 0.3),
+        with: None,
     }
 }
 

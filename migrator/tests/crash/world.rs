@@ -314,6 +314,7 @@ fn planned() -> Move {
         data_bytes: 1000.0,
         write_bytes_per_s: 100.0,
         cpu_share: (0.9, 0.1),
+        with: None,
     }
 }
 

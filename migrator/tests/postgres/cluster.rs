@@ -234,5 +234,6 @@ pub fn a_move(source: &NodeId, target: &NodeId) -> Move {
         data_bytes: 1e6,
         write_bytes_per_s: 1e3,
         cpu_share: (0.9, 0.3),
+        with: None,
     }
 }

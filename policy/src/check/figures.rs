@@ -43,9 +43,10 @@ impl Grid {
     }
 }
 
-/// Gain and cost of the last move of a prefix, as the difference to the prefix before it.
-pub(super) fn gain_and_cost(replay: &Replay<'_>, prefix: &[Move]) -> (f64, f64) {
-    let Some((m, before)) = prefix.split_last() else { return (0.0, 0.0) };
+/// Gain and cost of the last move of a prefix, as the difference to the prefix before it; and the largest charge that they
+/// are differences of, since the planner's single precision cannot tell more of it than six digits.
+pub(super) fn gain_and_cost(replay: &Replay<'_>, prefix: &[Move]) -> (f64, f64, f64) {
+    let Some((m, before)) = prefix.split_last() else { return (0.0, 0.0, 0.0) };
     let charge = |moves: &[Move], copies: Copies| -> f64 {
         let ends = [&m.source, &m.target].into_iter();
         ends.map(|node| charge(replay, node, &replay.loads(node, moves, copies))).sum()
@@ -53,10 +54,33 @@ pub(super) fn gain_and_cost(replay: &Replay<'_>, prefix: &[Move]) -> (f64, f64) 
     let unmoved = charge(before, Copies::All);
     let moved = charge(prefix, Copies::Of(before.len()));
     let copied = charge(prefix, Copies::All);
-    let talk = communication(replay.input, m, before);
+    let talk = communication(replay.input, m, before) + away(replay.input, m);
     let gain = unmoved - moved + if talk < 0.0 { -talk } else { 0.0 };
     let cost = (copied - moved).max(0.0) + replay.input.settings.churn_weight + if talk > 0.0 { talk } else { 0.0 };
-    (gain, cost)
+    (gain, cost, unmoved.max(copied))
+}
+
+/// Expected minutes over capacity of a node, all resources.
+pub(super) fn excess(replay: &Replay<'_>, node: &NodeId, loads: &Loads) -> f64 {
+    let mut total = 0.0;
+    for (resource, paths) in loads {
+        let Some(capacity) = replay.capacity(node, *resource) else { continue };
+        for row in paths.iter().skip(replay.grid.first) {
+            total += row.iter().map(|load| (load / capacity - 1.0).max(0.0)).sum::<f64>() / row.len() as f64;
+        }
+    }
+    total * replay.grid.minutes()
+}
+
+/// How much a step's minutes count: all of them while the first cool-down lasts, half after every half-life behind it.
+fn counts(replay: &Replay<'_>, step: usize) -> f64 {
+    let settings = &replay.input.settings;
+    let free = replay.input.now.as_ms() + settings.cool_down_shard_ms;
+    let late = replay.grid.span(step).0.as_ms() - free;
+    if settings.foresight_half_life_ms == 0 || late <= 0 {
+        return 1.0;
+    }
+    0.5f64.powf(late as f64 / settings.foresight_half_life_ms as f64)
 }
 
 /// Overload minutes and weighted imbalance of a node.
@@ -67,16 +91,26 @@ fn charge(replay: &Replay<'_>, node: &NodeId, loads: &Loads) -> f64 {
         let Some(capacity) = replay.capacity(node, *resource) else { continue };
         let everywhere = replay.shares.get(resource);
         for (step, row) in paths.iter().enumerate().skip(replay.grid.first) {
-            let n = row.len() as f64;
+            let (n, counts) = (row.len() as f64, counts(replay, step));
             let excess: f64 = row.iter().map(|load| (load / capacity - settings.limit).max(0.0)).sum();
-            total += excess / n;
+            total += counts * excess / n;
             if let Some(mean) = everywhere.and_then(|shares| shares.get(step)) {
                 let share = row.iter().sum::<f64>() / (n * capacity);
-                total += settings.balance_weight * (share - mean - settings.balance_band).max(0.0);
+                total += counts * settings.balance_weight * (share - mean - settings.balance_band).max(0.0);
             }
         }
     }
     total * replay.grid.minutes()
+}
+
+/// Charge or discharge for leaving or reaching the node where the ring would have the shard.
+fn away(input: &PlanningInput, m: &Move) -> f64 {
+    let weight = input.settings.home_weight;
+    match input.homes.get(&m.shard) {
+        Some(home) if *home == m.target => -weight,
+        Some(home) if *home == m.source => weight,
+        _ => 0.0,
+    }
 }
 
 /// Change of the communication cost by a move, its peers being where the prefix before put them.

@@ -101,8 +101,9 @@ fn head(input: &PlanningInput, plan: &Plan, found: &mut Found) {
         let theirs = &plan.input_fingerprint;
         found.plan("input_fingerprint", format!("it was made from another input: {theirs}, not {fingerprint}"));
     }
-    if plan.id.as_str() != format!("plan-{}", plan.input_fingerprint.get(..16).unwrap_or_default()) {
-        found.plan("id", format!("{} does not follow from the fingerprint", plan.id));
+    let id = Plan::content_id(&plan.input_fingerprint, &plan.moves);
+    if plan.id.as_str() != id {
+        found.plan("id", format!("{} does not follow from the fingerprint and the moves, {id} does", plan.id));
     }
     if plan.created_at != input.now {
         found.plan("created_at", format!("it says {}, the input {}", plan.created_at, input.now));

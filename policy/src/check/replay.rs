@@ -64,7 +64,9 @@ impl<'a> Replay<'a> {
     /// The load of a shard: its scenarios, or its current load where the scenarios lack it.
     fn lane(&self, shard: &ShardId, resource: Resource) -> Lane<'a> {
         let set = &self.input.scenarios;
+        let believed = !(self.input.voteless.contains(shard) && self.input.shards.contains_key(shard));
         let lane = self.index.get(shard).zip(set.resource_index(resource)).and_then(|(s, r)| set.lane(r, *s));
+        let lane = if believed { lane } else { None };
         let current = || self.input.shards.get(shard).map_or(0.0, |f| f.current[resource]);
         lane.map_or_else(|| Lane::Constant(current()), Lane::Paths)
     }
@@ -178,14 +180,22 @@ impl<'a> Replay<'a> {
         draining || warm
     }
 
-    /// Where a node with the prefix carried out is over its capacity and over what it is without the plan.
+    /// Where a node with the prefix carried out is over its capacity and over what it is without the plan, while its last
+    /// move binds it: from its start for as long as is configured, and until its shard could be copied away again.
     fn over(&self, node: &NodeId, prefix: &[Move]) -> Option<String> {
         let unmoved = self.loads(node, &[], Copies::None);
         let copies = if self.relieved(node, &unmoved) { Copies::Incoming } else { Copies::All };
         let loads = self.loads(node, prefix, copies);
+        let (last, settings) = (prefix.last()?, &self.input.settings);
+        let stays = settings.cool_down_shard_ms.saturating_add(last.predicted.duration_p90_ms);
+        let until = copy_end(last).plus_ms(settings.capacity_window_ms.max(stays));
+        let bound = |step: &usize| {
+            let (begin, end) = self.grid.span(*step);
+            end > last.start && (begin < until || settings.capacity_window_ms == 0)
+        };
         for (resource, paths) in &loads {
             let capacity = self.capacity(node, *resource)?;
-            for step in self.grid.first..self.grid.steps {
+            for step in (self.grid.first..self.grid.steps).filter(bound) {
                 let (was, is) = (self.quantile(&unmoved[resource][step]), self.quantile(&paths[step]));
                 if is > capacity.max(was) * (1.0 + SLACK) {
                     let at = self.grid.span(step).0;
@@ -200,7 +210,7 @@ impl<'a> Replay<'a> {
 /// Replays every prefix; returns the net gain of the plan.
 pub(super) fn check(input: &PlanningInput, plan: &Plan, found: &mut Found) -> f64 {
     let replay = Replay::new(input);
-    let mut net = 0.0;
+    let mut nets = Vec::new();
     for (k, m) in plan.moves.iter().enumerate() {
         let prefix = &plan.moves[..=k];
         for node in [&m.source, &m.target] {
@@ -208,9 +218,9 @@ pub(super) fn check(input: &PlanningInput, plan: &Plan, found: &mut Found) -> f6
                 found.of(&m.shard, "capacity", text);
             }
         }
-        let (gain, cost) = figures::gain_and_cost(&replay, prefix);
+        let (gain, cost, scale) = figures::gain_and_cost(&replay, prefix);
         let far = |claimed: f64, real: f64| {
-            let tolerance = 1e-2 + 1e-3 * real.abs();
+            let tolerance = 1e-2 + 1e-3 * real.abs() + 1e-6 * scale;
             !(claimed - real).abs().le(&tolerance)
         };
         if far(m.expected_gain, gain) {
@@ -219,10 +229,59 @@ pub(super) fn check(input: &PlanningInput, plan: &Plan, found: &mut Found) -> f6
         if far(m.expected_cost, cost) {
             found.of(&m.shard, "cost", format!("it claims a cost of {}, recomputed {cost}", m.expected_cost));
         }
-        if m.reason.rule != RuleName::Constraint && gain <= cost - 1e-2 {
+        let alone = m.reason.rule != RuleName::Constraint && m.with.is_none();
+        if alone && gain <= cost - 1e-2 - 1e-6 * scale {
             found.of(&m.shard, "not_worth_it", format!("it gains {gain} and costs {cost}"));
         }
-        net += gain - cost;
+        nets.push(gain - cost);
     }
-    net
+    for (m, net) in plan.moves.iter().zip(&nets) {
+        let Some(with) = &m.with else { continue };
+        let partner = plan.moves.iter().zip(&nets).find(|(o, _)| o.shard == *with && o.with.as_ref() == Some(&m.shard));
+        match partner {
+            None => found.of(
+                &m.shard,
+                "partner",
+                format!("it is said to be worth it with {with}, which does not move with it"),
+            ),
+            Some((_, other)) if net + other <= -2e-2 => {
+                found.of(&m.shard, "not_worth_it", format!("with {with} it nets {}", net + other));
+            }
+            Some(_) => {}
+        }
+    }
+    node_risks(&replay, plan, found);
+    nets.iter().sum()
+}
+
+/// Whether the risks that the plan claims of the nodes that it touches are what the moves bring: a move that was left out
+/// or changed shows here even where no other move depends on it.
+fn node_risks(replay: &Replay<'_>, plan: &Plan, found: &mut Found) {
+    if plan.nodes.len() != replay.input.topology.nodes.len() {
+        found.plan(
+            "nodes",
+            format!("it tells of {} nodes, there are {}", plan.nodes.len(), replay.input.topology.nodes.len()),
+        );
+    }
+    for risk in &plan.nodes {
+        let named = plan.moves.iter().any(|m| m.source == risk.node || m.target == risk.node);
+        let changed = risk.excess_minutes.0 != risk.excess_minutes.1 || risk.before != risk.after;
+        if !(named || changed) || replay.input.topology.node(&risk.node).is_none() {
+            continue;
+        }
+        let unmoved = replay.loads(&risk.node, &[], Copies::None);
+        let moved = replay.loads(&risk.node, &plan.moves, Copies::All);
+        for (what, claimed, loads) in
+            [("before", risk.excess_minutes.0, unmoved), ("after", risk.excess_minutes.1, moved)]
+        {
+            let real = figures::excess(replay, &risk.node, &loads);
+            let tolerance = 1e-2 + 1e-3 * real.abs();
+            if !(claimed - real).abs().le(&tolerance) {
+                found.plan(
+                    "node_risk",
+                    format!("{} {what} the plan: it claims {claimed} min of excess, recomputed {real}", risk.node),
+                );
+            }
+        }
+    }
 }

@@ -182,6 +182,7 @@ fn claims(input: &PlanningInput, before: &[Move], m: &Move, found: &mut Found) {
         RuleName::CostBenefit => input.settings.rules.cost_benefit,
         RuleName::ProactiveBalancing => input.settings.rules.proactive_balancing,
         RuleName::Reactive => input.settings.rules.reactive,
+        RuleName::RingReturn => input.settings.home_weight > 0.0 && input.homes.get(&m.shard) == Some(&m.target),
         RuleName::Constraint => must_leave(input, before, m),
     };
     if !on {

@@ -1,6 +1,7 @@
 //! Loads of nodes over scenarios: built, changed by moves, charged, and held against capacity.
 
 use foreshard_domain::{LoadPaths, NodeState, PerResource, Resource, Risk, Timestamp};
+use std::ops::Range;
 
 use super::{Lanes, Model};
 
@@ -35,9 +36,9 @@ pub(crate) struct Bounds {
 /// A node's load by step, charged and held against its bounds.
 #[derive(Debug, Clone)]
 pub(crate) struct Scan {
-    /// Overload minutes.
+    /// Overload minutes, less the later they come.
     pub overload: Vec<f64>,
-    /// Imbalance, weighted, overload minutes.
+    /// Imbalance, weighted, overload minutes, less the later they come.
     pub balance: Vec<f64>,
     /// Whether the capacity quantile is within the bounds.
     pub fits: Vec<bool>,
@@ -57,6 +58,11 @@ impl Scan {
 /// Sum of excess, sum of values and number over the bound of one row of scenarios.
 fn row_sums(base: &[f32], add: Option<&[f32]>, sign: f32, plus: f32, limit: f32, bound: f32) -> (f32, f32, u32) {
     const WIDTH: usize = 8;
+    // One scenario, as of a policy that believes in one future, needs no sums.
+    if let [base] = base {
+        let value = base + sign * add.and_then(|add| add.first()).copied().unwrap_or(0.0) + plus;
+        return ((value - limit).max(0.0), value, u32::from(value > bound));
+    }
     let (mut excess, mut sum, mut over) = ([0f32; WIDTH], [0f32; WIDTH], [0u32; WIDTH]);
     let mut take = |lane: usize, value: f32| {
         excess[lane] += (value - limit).max(0.0);
@@ -80,18 +86,20 @@ fn row_sums(base: &[f32], add: Option<&[f32]>, sign: f32, plus: f32, limit: f32,
 }
 
 impl Model<'_> {
-    /// Load of a node if the shards are where `at` says from now on, running moves included.
-    pub fn settled_load(&self, node: usize, at: &[usize]) -> NodeLoad {
+    /// Load of a node that holds the given shards, without running copies.
+    pub fn load_of(&self, node: usize, shards: &[usize]) -> NodeLoad {
         let mut load = self.residual_load(node);
-        for (i, shard) in self.shards.iter().enumerate() {
-            if at[i] == node {
-                self.add(&mut load, &shard.lanes, 1.0, 0..self.grid.steps);
-            }
-        }
-        for running in &self.running {
-            self.apply(&mut load, running, node, true);
+        for shard in shards {
+            self.add(&mut load, &self.shards[*shard].lanes, 1.0, 0..self.grid.steps);
         }
         load
+    }
+
+    /// What running moves do to a node's load.
+    pub fn apply_running(&self, load: &mut NodeLoad, node: usize) {
+        for running in self.running.iter().filter(|t| t.source == node || t.target == node) {
+            self.apply(load, running, node, true);
+        }
     }
 
     fn residual_load(&self, node: usize) -> NodeLoad {
@@ -103,7 +111,7 @@ impl Model<'_> {
         load
     }
 
-    fn add(&self, load: &mut NodeLoad, lanes: &Lanes<'_>, sign: f32, steps: std::ops::Range<usize>) {
+    fn add(&self, load: &mut NodeLoad, lanes: &Lanes<'_>, sign: f32, steps: Range<usize>) {
         for r in &self.resources {
             if let Some(lane) = &lanes[*r] {
                 load.0[*r].add_scaled(lane, sign, steps.clone());
@@ -168,11 +176,12 @@ impl Model<'_> {
         Bounds { limit, relief: hot && settings.relief_copies }
     }
 
-    /// Whether a load is within bounds at the capacity quantile at every step from now on.
-    pub fn fits(&self, load: &NodeLoad, bounds: &Bounds) -> bool {
+    /// Whether a load is within bounds at the capacity quantile at all these steps.
+    pub fn fits(&self, load: &NodeLoad, bounds: &Bounds, steps: Range<usize>) -> bool {
         self.resources.iter().all(|r| {
             let rows = load.0[*r].values().chunks_exact(self.grid.scenarios).zip(&bounds.limit[*r]);
-            rows.skip(self.grid.first)
+            rows.skip(steps.start)
+                .take(steps.len())
                 .all(|(row, bound)| row.iter().map(|v| u32::from(v > bound)).sum::<u32>() <= self.may_exceed)
         })
     }
@@ -207,9 +216,10 @@ impl Model<'_> {
                 let add = lane.and_then(|lane| lane.get(step * n..(step + 1) * n));
                 let (excess, sum, over) = row_sums(row, add, sign, extra as f32, limit, bounds.limit[*r][step]);
                 let share = f64::from(sum) / (n as f64 * capacity);
-                scan.overload[step] += f64::from(excess) / (n as f64 * capacity) * minutes;
+                let counts = minutes * self.weight[step];
+                scan.overload[step] += f64::from(excess) / (n as f64 * capacity) * counts;
                 let above = (share - self.mean_share[*r][step] - settings.balance_band).max(0.0);
-                scan.balance[step] += weight * above * minutes;
+                scan.balance[step] += weight * above * counts;
                 scan.fits[step] &= over <= self.may_exceed;
                 scan.fullest[step] = scan.fullest[step].max(share);
                 if *r == Resource::Cpu {

@@ -1,14 +1,17 @@
 //! The input as dense, integer-indexed tables: what the planner computes on.
 
+mod distance;
 mod grid;
 mod load;
 
 use foreshard_domain::{Node, NodeId, NodeState, PerResource, Resource, ScenarioSet, ShardId, Spread, Timestamp};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 use crate::{PlanningInput, ShardFacts};
 
+use distance::Distances;
 pub(crate) use grid::Grid;
 pub(crate) use load::{Bounds, NodeLoad, Scan, Transfer};
 
@@ -40,6 +43,8 @@ pub(crate) struct ShardModel<'a> {
     pub apart: Vec<(usize, Spread)>,
     /// Peers and MiB/s.
     pub peers: Vec<(usize, f64)>,
+    /// Where the ring would have it.
+    pub home: Option<usize>,
 }
 
 /// The input, indexed.
@@ -54,8 +59,15 @@ pub(crate) struct Model<'a> {
     pub running: Vec<Transfer>,
     /// Mean share of the whole cluster by step, the same wherever the shards are.
     pub mean_share: PerResource<Vec<f64>>,
-    /// One-way latency in milliseconds, `[a * nodes + b]`.
-    latency: Vec<f64>,
+    /// Load of each node where the shards are now, without running copies.
+    pub home: Vec<NodeLoad>,
+    /// The shards on each node now, in order.
+    pub on: Vec<Vec<usize>>,
+    distances: Distances<'a>,
+    /// Whether anything may forbid a shard to stay where it is.
+    pub constrained: bool,
+    /// How much a minute of overload counts, by step: less the later it comes.
+    pub weight: Vec<f64>,
     /// How many scenarios may be over a bound so that the capacity quantile is not.
     pub may_exceed: u32,
     pub notes: Vec<String>,
@@ -65,7 +77,12 @@ impl<'a> Model<'a> {
     /// Indexes a validated input.
     pub fn new(input: &'a PlanningInput) -> Self {
         let grid = Grid::new(&input.scenarios, input.now);
-        let source = LaneSource { set: &input.scenarios, index: index_of(&input.scenarios), grid: &grid };
+        let source = LaneSource {
+            set: &input.scenarios,
+            index: index_of(&input.scenarios),
+            grid: &grid,
+            voteless: &input.voteless,
+        };
         let mut notes = Vec::new();
         let nodes = nodes(input, &source);
         let node_index: BTreeMap<&NodeId, usize> = nodes.iter().enumerate().map(|(i, n)| (&n.node.id, i)).collect();
@@ -77,13 +94,57 @@ impl<'a> Model<'a> {
         let n = grid.scenarios as f64;
         let rank = (input.settings.capacity_quantile * n).ceil().clamp(1.0, n);
         let may_exceed = (n - rank) as u32;
+        let distances = Distances::new(&input.topology, nodes.iter().map(|n: &NodeModel<'_>| n.zone).collect());
+        let mut on = vec![Vec::new(); nodes.len()];
+        shards.iter().enumerate().for_each(|(i, shard)| on[shard.node].push(i));
+        let (mean_share, home) = (PerResource::default(), Vec::new());
+        let ahead = |step: usize| grid.time(step).since_ms(input.now);
+        let weight = (0..grid.steps).map(|step| input.settings.counts(ahead(step))).collect();
         let topology = &input.topology;
-        let latency = nodes.iter().flat_map(|a| nodes.iter().map(|b| topology.latency_ms(&a.node.id, &b.node.id)));
-        let latency = latency.collect();
-        let mean_share = PerResource::default();
-        let mut model = Self { input, grid, resources, nodes, shards, running, mean_share, latency, may_exceed, notes };
+        let constrained = !(topology.pins.is_empty() && topology.exclusions.is_empty() && topology.groups.is_empty())
+            || topology.nodes.iter().any(|n| n.state == NodeState::Draining);
+        let mut model = Self {
+            input,
+            grid,
+            resources,
+            nodes,
+            shards,
+            running,
+            mean_share,
+            home,
+            on,
+            distances,
+            constrained,
+            weight,
+            may_exceed,
+            notes,
+        };
+        model.home = (0..model.nodes.len()).map(|node| model.load_of(node, &model.on[node])).collect();
         model.mean_share = model.cluster_share();
         model
+    }
+
+    /// The steps in which a move binds capacity: from the beginning of its copy until its shard may have left its target
+    /// again, and for as long as is configured. What comes later is charged, and left to later plans.
+    pub fn firm(&self, transfer: &Transfer) -> Range<usize> {
+        let again = transfer.leaves.since_ms(transfer.start);
+        self.grid.step_of(transfer.start)..self.firm_until(transfer.leaves, again)
+    }
+
+    /// The steps in which a move that is over at once would bind capacity.
+    pub fn firm_now(&self) -> Range<usize> {
+        self.grid.first..self.firm_until(self.input.now, 0)
+    }
+
+    fn firm_until(&self, leaves: Timestamp, copy_ms: i64) -> usize {
+        let settings = &self.input.settings;
+        match settings.capacity_window_ms {
+            0 => self.grid.steps,
+            firm => {
+                let again = settings.cool_down_shard_ms.saturating_add(copy_ms);
+                self.grid.step_after(leaves.plus_ms(firm.max(again)))
+            }
+        }
     }
 
     /// Capacity of a node, if it has a limit.
@@ -93,7 +154,12 @@ impl<'a> Model<'a> {
 
     /// One-way latency between two nodes.
     pub fn latency(&self, a: usize, b: usize) -> f64 {
-        self.latency[a * self.nodes.len() + b]
+        self.distances.latency_ms(a, b)
+    }
+
+    /// Bandwidth between two nodes in bytes per second, if it is limited.
+    pub fn bandwidth(&self, a: usize, b: usize) -> Option<f64> {
+        self.distances.bandwidth(a, b)
     }
 
     /// What communication costs more if `shard` is on `to` instead of `from`, overload minutes; negative if less.
@@ -103,6 +169,17 @@ impl<'a> Model<'a> {
             .map(|(peer, mib_per_s)| mib_per_s * (self.latency(to, at[*peer]) - self.latency(from, at[*peer])))
             .sum();
         change * self.input.settings.communication_weight
+    }
+
+    /// What being away from the ring costs more if `shard` is on `to` instead of `from`, overload minutes.
+    pub fn home_change(&self, shard: usize, from: usize, to: usize) -> f64 {
+        let away = |node: usize| f64::from(u8::from(self.shards[shard].home.is_some_and(|home| home != node)));
+        (away(to) - away(from)) * self.input.settings.home_weight
+    }
+
+    /// What a place costs more than another beside its load: communication, and being away from the ring.
+    pub fn place_change(&self, shard: usize, from: usize, to: usize, at: &[usize]) -> f64 {
+        self.communication_change(shard, from, to, at) + self.home_change(shard, from, to)
     }
 
     /// Whether a shard may be on a node beside its group, the others being where `places` says.
@@ -129,9 +206,8 @@ impl<'a> Model<'a> {
             let stays = |n: &&NodeModel<'_>| n.node.state != NodeState::Draining;
             let capacity: f64 = self.nodes.iter().filter(stays).filter_map(|n| n.node.capacity[r]).sum();
             let mut total = vec![0.0; self.grid.steps];
-            let lanes = self.nodes.iter().map(|n| &n.residual).chain(self.shards.iter().map(|s| &s.lanes));
-            for lane in lanes.filter_map(|lanes| lanes[r].as_ref()) {
-                for (sum, row) in total.iter_mut().zip(lane.chunks_exact(self.grid.scenarios)) {
+            for load in &self.home {
+                for (sum, row) in total.iter_mut().zip(load.0[r].values().chunks_exact(self.grid.scenarios)) {
                     *sum += row.iter().map(|v| f64::from(*v)).sum::<f64>();
                 }
             }
@@ -143,28 +219,32 @@ impl<'a> Model<'a> {
 
 struct LaneSource<'a, 'b> {
     set: &'a ScenarioSet,
-    index: BTreeMap<&'a ShardId, usize>,
+    index: HashMap<&'a ShardId, usize>,
     grid: &'b Grid,
+    voteless: &'a BTreeSet<ShardId>,
 }
 
 impl<'a> LaneSource<'a, '_> {
     /// The lanes of a shard, constant where the scenarios have none; and whether any had to be constant.
     fn lanes(&self, shard: &ShardId, facts: Option<&ShardFacts>) -> (Lanes<'a>, bool) {
         let mut made_up = false;
+        // Without a vote of its forecast a shard stays as last observed; what was never observed has nothing better.
+        let votes = facts.is_none() || !self.voteless.contains(shard);
         let lanes = PerResource::from_fn(|r| {
             let lane = self.index.get(shard).zip(self.set.resource_index(r)).and_then(|(s, r)| self.set.lane(r, *s));
-            if let Some(lane) = lane {
+            if let Some(lane) = lane.filter(|_| votes) {
                 return lane.iter().any(|v| *v != 0.0).then_some(Cow::Borrowed(lane));
             }
             let current = facts.map_or(0.0, |f| f.current[r]);
-            made_up |= current > 0.0 || !self.index.contains_key(shard);
+            made_up |= votes && (current > 0.0 || !self.index.contains_key(shard));
             (current > 0.0).then(|| Cow::Owned(vec![current as f32; self.grid.steps * self.grid.scenarios]))
         });
         (lanes, made_up)
     }
 }
 
-fn index_of(set: &ScenarioSet) -> BTreeMap<&ShardId, usize> {
+/// Only looked up in, so the order of a hash map is of no consequence.
+fn index_of(set: &ScenarioSet) -> HashMap<&ShardId, usize> {
     set.shards().iter().enumerate().map(|(i, shard)| (shard, i)).collect()
 }
 
@@ -202,8 +282,11 @@ fn shards<'a>(
 ) -> Vec<ShardModel<'a>> {
     let placed = input.placement.iter().filter_map(|(id, node)| Some((id, *node_index.get(node)?)));
     let mut shards: Vec<ShardModel<'a>> = Vec::with_capacity(input.placement.len());
+    // Both are sorted by shard: one walk along both instead of a search for each.
+    let mut known = input.shards.iter().peekable();
     for (id, node) in placed {
-        let facts = input.shards.get(id);
+        while known.next_if(|(other, _)| *other < id).is_some() {}
+        let facts = known.next_if(|(other, _)| *other == id).map(|(_, facts)| facts);
         let (lanes, made_up) = source.lanes(id, facts);
         if made_up {
             let load = if facts.is_some() { "its load as last observed" } else { "no load, as none is known" };
@@ -211,15 +294,24 @@ fn shards<'a>(
         }
         let in_flight = input.in_flight.iter().any(|f| f.shard == *id);
         let (pin, excluded, apart, peers) = (None, Vec::new(), Vec::new(), Vec::new());
-        shards.push(ShardModel { id, node, lanes, facts, in_flight, pin, excluded, apart, peers });
+        let home = input.homes.get(id).and_then(|home| node_index.get(home)).copied();
+        shards.push(ShardModel { id, node, lanes, facts, in_flight, pin, excluded, apart, peers, home });
     }
     bind(input, node_index, &mut shards);
     shards
 }
 
 /// Fills in what binds shards to nodes and to each other.
-fn bind(input: &PlanningInput, node_index: &BTreeMap<&NodeId, usize>, shards: &mut [ShardModel<'_>]) {
-    let index: BTreeMap<ShardId, usize> = shards.iter().enumerate().map(|(i, s)| (s.id.clone(), i)).collect();
+fn bind<'a>(input: &'a PlanningInput, node_index: &BTreeMap<&NodeId, usize>, shards: &mut [ShardModel<'a>]) {
+    let topology = &input.topology;
+    if topology.pins.is_empty()
+        && topology.exclusions.is_empty()
+        && topology.groups.is_empty()
+        && input.communication.is_empty()
+    {
+        return;
+    }
+    let index: HashMap<&ShardId, usize> = shards.iter().enumerate().map(|(i, s)| (s.id, i)).collect();
     for rule in &input.topology.pins {
         if let (Some(s), node) = (index.get(&rule.shard), node_index.get(&rule.node)) {
             shards[*s].pin = node.copied();
@@ -248,6 +340,15 @@ fn bind(input: &PlanningInput, node_index: &BTreeMap<&NodeId, usize>, shards: &m
 }
 
 fn note_ignored(input: &PlanningInput, node_index: &BTreeMap<&NodeId, usize>, notes: &mut Vec<String>) {
+    let known = |s: &&ShardId| input.placement.node_of(s).is_some() && input.shards.contains_key(*s);
+    let voteless: Vec<&str> = input.voteless.iter().filter(known).map(ShardId::as_str).collect();
+    if let Some(first) = voteless.first() {
+        notes.push(format!(
+            "the forecasts of {} shards were lately worse than seasonal naive and have no vote, such as {first}; planned \
+             with their loads as last observed",
+            voteless.len()
+        ));
+    }
     let ignored = input.scenarios.shards().iter().filter(|s| match s.residual_node() {
         Some(node) => !node_index.contains_key(&node),
         None => input.placement.node_of(s).is_none(),

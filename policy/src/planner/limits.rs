@@ -109,7 +109,6 @@ impl Busy<'_> {
 /// How many starts were blocked by what.
 #[derive(Debug, Default)]
 pub(crate) struct Blocked {
-    pub starts: usize,
     window: usize,
     in_flight: usize,
     per_node: usize,

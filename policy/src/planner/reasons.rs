@@ -67,8 +67,7 @@ fn text(figures: &Figures<'_, '_, '_>, reason: &Reason, resource: Resource) -> S
             settings.confidence
         ),
         RuleName::Reactive => {
-            let at: Vec<usize> = model.shards.iter().map(|s| s.node).collect();
-            let now = percent(current_share(model, t.source, resource, &at));
+            let now = percent(current_share(model, t.source, resource, &model.on[t.source]));
             let peak = percent(peak_of_mean(model, t.source, load, resource));
             format!("{resource} of {source} is at {now} and predicted to reach {peak}")
         }
@@ -80,6 +79,9 @@ fn text(figures: &Figures<'_, '_, '_>, reason: &Reason, resource: Resource) -> S
             let mean = |node: usize| mean_share(model, node, &search.base[node].0, resource).unwrap_or(0.0);
             let (high, low) = (percent(mean(t.source)), percent(mean(t.target)));
             format!("predicted {resource} of {source} is {high}, of {target} {low}")
+        }
+        RuleName::RingReturn => {
+            format!("{source} was to relieve {target}, where the ring would have the shard; the gain of that is gone")
         }
         RuleName::Constraint => {
             let because = chosen.because.as_deref().unwrap_or("it must not stay where it is");

@@ -1,6 +1,6 @@
 //! Which rule asks for moves off which node.
 
-use foreshard_domain::{NodeState, Resource};
+use foreshard_domain::{NodeState, PerResource, Resource};
 
 use super::evaluate::Start;
 use crate::RuleName;
@@ -13,11 +13,18 @@ pub(crate) struct Ask {
     pub reactive: Option<Resource>,
     pub cost_benefit: Option<Resource>,
     pub balancing: Option<Resource>,
+    /// Back to this node, where the ring would have the shard.
+    pub home: Option<usize>,
 }
 
 impl Ask {
     pub fn any(&self) -> bool {
         *self != Ask::default()
+    }
+
+    /// Whether nothing asks but the ring.
+    pub fn for_home_alone(&self) -> bool {
+        self.home.is_some() && Ask { home: None, ..self.clone() } == Ask::default()
     }
 
     /// The rule that a move off this node rests on; `None` if no rule bears it.
@@ -27,6 +34,7 @@ impl Ask {
             .or_else(|| named(RuleName::Reactive, self.reactive))
             .or_else(|| named(RuleName::CostBenefit, self.cost_benefit).filter(|_| start.gain >= needed))
             .or_else(|| named(RuleName::ProactiveBalancing, self.balancing))
+            .or_else(|| self.home.filter(|home| *home == start.transfer.target).map(|_| (RuleName::RingReturn, None)))
     }
 }
 
@@ -39,30 +47,40 @@ pub(crate) fn mean_share(model: &Model<'_>, node: usize, load: &NodeLoad, resour
     Some(sum / (values.len().max(1) as f64 * capacity))
 }
 
-/// What is least used by the nodes that may take shards, by resource.
-pub(crate) struct LeastUsed(Vec<(Resource, f64)>);
-
-impl LeastUsed {
-    pub fn new(model: &Model<'_>, loads: &[&NodeLoad]) -> Self {
-        if !model.input.settings.rules.proactive_balancing {
-            return Self(Vec::new());
+/// What is least used by the nodes that may take shards, by resource; `means` are mean shares of all nodes.
+pub(crate) fn least_used<'s>(
+    model: &Model<'_>,
+    means: impl Iterator<Item = &'s PerResource<Option<f64>>>,
+) -> PerResource<f64> {
+    let mut least = PerResource::from_fn(|_| f64::INFINITY);
+    if model.input.settings.rules.proactive_balancing {
+        let active = means.zip(&model.nodes).filter(|(_, n)| n.node.state == NodeState::Active);
+        for (mean, _) in active {
+            for r in &model.resources {
+                least[*r] = least[*r].min(mean[*r].unwrap_or(f64::INFINITY));
+            }
         }
-        let active = |node: &usize| model.nodes[*node].node.state == NodeState::Active;
-        let least = |r: Resource| {
-            let shares = (0..model.nodes.len()).filter(active).filter_map(|n| mean_share(model, n, loads[n], r));
-            shares.fold(f64::INFINITY, f64::min)
-        };
-        Self(model.resources.iter().map(|r| (*r, least(*r))).collect())
     }
+    least
 }
 
-/// What the rules ask of a node, the shards being where `at` says.
-pub(crate) fn ask(
+/// The resource whose mean share differs markedly from the least that is used of it anywhere.
+pub(crate) fn asks_balance(
+    model: &Model<'_>,
+    mean: &PerResource<Option<f64>>,
+    least: &PerResource<f64>,
+) -> Option<Resource> {
+    let settings = &model.input.settings;
+    let differs = |r: &Resource| mean[*r].is_some_and(|share| share - least[*r] > settings.balance_difference);
+    model.resources.iter().copied().find(differs).filter(|_| settings.rules.proactive_balancing)
+}
+
+/// What the rules but for balancing ask of a node that holds `shards`.
+pub(crate) fn asks_without_balance(
     model: &Model<'_>,
     node: usize,
     (load, scan): (&NodeLoad, &Scan),
-    least: &LeastUsed,
-    at: &[usize],
+    shards: &[usize],
 ) -> Ask {
     let settings = &model.input.settings;
     let rules = settings.rules;
@@ -79,25 +97,19 @@ pub(crate) fn ask(
     }
     if rules.reactive {
         ask.reactive = model.resources.iter().copied().find(|r| {
-            current_share(model, node, *r, at) > settings.high_utilisation_threshold
+            current_share(model, node, *r, shards) > settings.high_utilisation_threshold
                 && peak_of_mean(model, node, load, *r) > settings.overload_threshold
         });
-    }
-    if rules.proactive_balancing {
-        let mut differs = least.0.iter().filter(|(r, least)| {
-            mean_share(model, node, load, *r).is_some_and(|share| share - least > settings.balance_difference)
-        });
-        ask.balancing = differs.next().map(|(r, _)| *r);
     }
     ask
 }
 
-/// Share of the load last observed, by the present places of the shards.
-pub(crate) fn current_share(model: &Model<'_>, node: usize, resource: Resource, at: &[usize]) -> f64 {
+/// Share of the load last observed, with the given shards on the node.
+pub(crate) fn current_share(model: &Model<'_>, node: usize, resource: Resource, shards: &[usize]) -> f64 {
     let Some(capacity) = model.capacity(node, resource) else { return 0.0 };
-    let here = model.shards.iter().zip(at).filter(|(_, at)| **at == node);
-    let shards: f64 = here.filter_map(|(s, _)| s.facts).map(|f| f.current[resource]).sum();
-    (shards + model.nodes[node].residual_current[resource]) / capacity
+    let known = shards.iter().filter_map(|shard| model.shards[*shard].facts);
+    let sum: f64 = known.map(|f| f.current[resource]).sum();
+    (sum + model.nodes[node].residual_current[resource]) / capacity
 }
 
 /// Highest mean share over the scenarios at any step of the window.
@@ -108,15 +120,19 @@ pub(crate) fn peak_of_mean(model: &Model<'_>, node: usize, load: &NodeLoad, reso
     means.fold(0.0, f64::max) / (capacity * model.grid.scenarios as f64)
 }
 
-/// How large a shard is: its mean share of the largest node, of the resource that it needs most of.
-pub(crate) fn weight(model: &Model<'_>, shard: usize) -> f64 {
-    let share = |r: &Resource| {
+/// How large each shard is: its mean share of the largest node, of the resource that it needs most of.
+pub(crate) fn weights(model: &Model<'_>) -> Vec<f64> {
+    let largest = |r: Resource| (0..model.nodes.len()).filter_map(|n| model.capacity(n, r)).fold(0.0, f64::max);
+    let largest = PerResource::from_fn(largest);
+    let share = |shard: usize, r: &Resource| {
         let lane = model.shards[shard].lanes[*r].as_deref()?;
-        let mean = lane.iter().map(|v| f64::from(*v)).sum::<f64>() / lane.len().max(1) as f64;
-        let largest = (0..model.nodes.len()).filter_map(|n| model.capacity(n, *r)).fold(0.0, f64::max);
-        (largest > 0.0).then(|| mean / largest)
+        // One scenario says enough of how large a shard is.
+        let path = lane.iter().step_by(model.grid.scenarios);
+        let mean = path.map(|v| f64::from(*v)).sum::<f64>() / model.grid.steps.max(1) as f64;
+        (largest[*r] > 0.0).then(|| mean / largest[*r])
     };
-    model.resources.iter().filter_map(share).fold(0.0, f64::max)
+    let weight = |shard| model.resources.iter().filter_map(|r| share(shard, r)).fold(0.0, f64::max);
+    (0..model.shards.len()).map(weight).collect()
 }
 
 /// Why a shard must not stay where it is, if it must not.

@@ -32,8 +32,10 @@ pub struct SimSpec {
     pub moves_at_once: usize,
     /// Cool-down of a shard in minutes, to which the longest copy is added.
     pub cool_down_minutes: u32,
-    /// Steps that policies look ahead.
+    /// Steps that `reactive` looks ahead: with loads that stay, how long an overload is taken to last.
     pub horizon: usize,
+    /// Steps that policies look ahead that know of a day: `seasonal` and `oracle`.
+    pub outlook: usize,
     /// Days before the replayed half in which `reactive` makes the starting placement.
     pub start_days: u32,
 }
@@ -51,6 +53,7 @@ impl Default for SimSpec {
             moves_at_once: 2,
             cool_down_minutes: 60,
             horizon: 48,
+            outlook: 288,
             start_days: 3,
         }
     }
@@ -182,7 +185,12 @@ fn check(spec: &SimSpec) -> Result<(), SimError> {
             return wrong(name, value, "a positive number");
         }
     }
-    for (name, count) in [("nodes", spec.nodes), ("moves_at_once", spec.moves_at_once), ("horizon", spec.horizon)] {
+    for (name, count) in [
+        ("nodes", spec.nodes),
+        ("moves_at_once", spec.moves_at_once),
+        ("horizon", spec.horizon),
+        ("outlook", spec.outlook),
+    ] {
         if count == 0 {
             return wrong(name, 0.0, "at least 1");
         }

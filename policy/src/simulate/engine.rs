@@ -1,10 +1,11 @@
 //! The replay itself: decide at every step, account by the minute.
 
 use foreshard_domain::{NodeId, PerResource, Placement, Resource, ScenarioSet, Timestamp};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::{Cell, ScenarioSource, Seen, SimError, SimMove, SimReport};
+use super::measure::Measures;
+use super::{Balance, Cell, LeadTime, ScenarioSource, Seen, SimError, SimMove, SimReport};
 use crate::planner::plan_checked;
 use crate::{InFlight, Plan, PlanningInput, PolicySettings, ShardFacts};
 
@@ -31,6 +32,12 @@ impl State {
     pub fn new(cell: &Cell) -> Self {
         let last_moved = vec![None; cell.ring().len()];
         Self { owner: cell.ring().to_vec(), running: Vec::new(), last_moved }
+    }
+
+    /// Puts all shards where they are told to be.
+    pub fn place(&mut self, owner: Vec<usize>) {
+        self.running.clear();
+        self.owner = owner;
     }
 
     /// Ends all running copies at once.
@@ -81,15 +88,23 @@ pub(crate) fn run(
         node_hours: 0.0,
         peak_node_load: 0.0,
         plans: 0,
+        balance: Balance::default(),
+        lead_time_minutes: LeadTime::default(),
+        forecast_skill: None,
         moved: Vec::new(),
     };
+    let mut measures = Measures::new(cell);
     for step in span {
         state.finish(cell.loads().time(step));
         if let Some(source) = source.as_deref_mut().filter(|_| step > 0) {
-            decider.decide(step, source, state, &mut report)?;
+            let scenarios = decider.decide(step, source, state, &mut report)?;
+            measures.forecast(step, scenarios.as_ref());
         }
+        measures.step(step, &state.owner);
+        measures.started(step, &state.owner, &report.moved);
         account(cell, step, state, &mut report);
     }
+    (report.balance, report.lead_time_minutes, report.forecast_skill) = measures.finish();
     report.node_hours = report.minutes / 60.0 * cell.spec().nodes as f64;
     Ok(report)
 }
@@ -160,6 +175,10 @@ impl<'c> Decider<'c> {
         settings.moves_in_flight = cell.spec().moves_at_once;
         settings.moves_per_node = cell.spec().moves_at_once;
         settings.cool_down_shard_ms = cell.cool_down_ms();
+        if name == "reactive" {
+            // How long it takes an overload to last is its horizon; it has no later that would count less.
+            settings.foresight_half_life_ms = 0;
+        }
         let index = cell.topology().nodes.iter().enumerate().map(|(i, n)| (&n.id, i)).collect();
         Self { cell, input: None, name: name.to_owned(), settings, index }
     }
@@ -171,20 +190,20 @@ impl<'c> Decider<'c> {
         source: &mut dyn ScenarioSource,
         state: &mut State,
         report: &mut SimReport,
-    ) -> Result<(), SimError> {
+    ) -> Result<Option<ScenarioSet>, SimError> {
         if state.running.len() >= self.cell.spec().moves_at_once {
             // No copy could start now, and what would start later is planned again at the next step.
-            return Ok(());
+            return Ok(None);
         }
         let reactive = self.name == "reactive";
         if reactive && self.calm_as_observed(step, state) {
-            return Ok(());
+            return Ok(None);
         }
         let seen = Seen::new(self.cell.loads(), step);
         let at = seen.now();
         let scenarios = source.scenarios(&seen).map_err(|source| SimError::Source { at, source })?;
         if !reactive && self.calm(&scenarios, state) {
-            return Ok(());
+            return Ok(Some(scenarios));
         }
         let input = self.input(&seen, scenarios, state);
         input.validate().map_err(|source| SimError::Input { at, source })?;
@@ -193,7 +212,7 @@ impl<'c> Decider<'c> {
         self.input = Some(input);
         report.plans += 1;
         self.start(at, &planned.plan, state, report);
-        Ok(())
+        Ok(self.input.as_ref().map(|input| input.scenarios.clone()))
     }
 
     /// Whether no node is over the limit by what was observed last, running copies included: then a planner that
@@ -205,25 +224,33 @@ impl<'c> Decider<'c> {
         !over && !self.settings.rules.proactive_balancing
     }
 
-    /// Whether no scenario puts a node over the limit: then nothing can be gained.
+    /// Whether no node is expected to be over the limit by as much as one move must gain: then nothing is worth it, since no
+    /// move relieves a node of more than what it has too much.
     fn calm(&self, scenarios: &ScenarioSet, state: &State) -> bool {
         if self.settings.rules.proactive_balancing {
             return false;
         }
+        let least = self.settings.needed(self.settings.churn_weight) * 0.999;
+        let mut excess = vec![0.0; self.cell.spec().nodes];
+        let counts = |step: usize| self.settings.counts(scenarios.step().as_ms().saturating_mul(step as i64));
+        let counts: Vec<f64> = (0..scenarios.steps()).map(counts).collect();
         let index: BTreeMap<_, _> = scenarios.shards().iter().enumerate().map(|(i, s)| (s, i)).collect();
         let of = |shard: usize| self.cell.loads().shards().get(shard).and_then(|id| index.get(id)).copied();
-        scenarios.resources().iter().enumerate().all(|(r, resource)| {
-            let Some(capacity) = self.cell.capacity()[*resource] else { return true };
+        for (r, resource) in scenarios.resources().iter().enumerate() {
+            let Some(capacity) = self.cell.capacity()[*resource] else { continue };
             let copies = |node: usize| state.running.iter().filter(move |c| c.source == node || c.target == node);
-            (0..self.cell.spec().nodes).all(|node| {
+            for (node, excess) in excess.iter_mut().enumerate() {
                 let here = state.owner.iter().enumerate().filter(|(_, n)| **n == node).map(|(s, _)| s);
                 let coming = copies(node).filter(|c| c.target == node).map(|c| c.shard);
                 let load = scenarios.node_sum(r, here.chain(coming).filter_map(of));
                 let extra = copies(node).count() as f64 * self.cell.spec().copy_share[*resource] * capacity;
                 let limit = self.settings.limit * 0.999 * capacity - extra;
-                load.values().iter().all(|v| f64::from(*v) <= limit)
-            })
-        })
+                let over = |step| load.expected_excess(limit as f32, step..step + 1) * counts[step];
+                let over: f64 = (0..scenarios.steps()).map(over).sum();
+                *excess += over / capacity * scenarios.step().as_minutes();
+            }
+        }
+        excess.iter().all(|minutes| *minutes < least)
     }
 
     fn input(&mut self, seen: &Seen<'_>, scenarios: ScenarioSet, state: &State) -> PlanningInput {
@@ -256,6 +283,8 @@ impl<'c> Decider<'c> {
             placement,
             scenarios,
             shards: facts.collect(),
+            voteless: BTreeSet::new(),
+            homes: BTreeMap::new(),
             communication: Vec::new(),
             in_flight: in_flight.collect(),
             cost_model: self.cell.cost_model(),

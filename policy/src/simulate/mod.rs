@@ -5,11 +5,15 @@
 //! facts of the replayed half and input of no forecast. Every policy starts from where `reactive` leaves the cluster
 //! after the last days of the first half, so that none gains by mending a careless start.
 
+mod bars;
 mod cell;
 mod engine;
 mod error;
+mod fixed;
 mod loads;
+mod measure;
 mod report;
+mod ridge;
 mod sources;
 mod tune;
 
@@ -17,10 +21,12 @@ use std::ops::Range;
 
 use crate::PolicySettings;
 
+pub use bars::{Bars, CellBars, PolicyBars, bars};
 pub use cell::{Cell, SimSpec};
 pub use error::SimError;
 pub use loads::{Seen, SimLoads};
-pub use report::{SimMove, SimReport};
+pub use report::{Balance, LeadTime, SimMove, SimReport};
+pub use ridge::{RidgeModel, RidgePaths, RidgeSpec};
 pub use sources::{LastObserved, ScenarioSource, SourceError, TrueFuture, Yesterday};
 pub use tune::{SourceOf, Tried, TuneGrid, Tuned, tune_predictive, tune_reactive};
 
@@ -36,6 +42,8 @@ pub enum SimPolicy<'a> {
     Seasonal,
     /// The planner, knowing the future.
     Oracle,
+    /// Nobody, from the best placement that a search finds with the whole replay known.
+    Static,
     /// The planner with scenarios of the caller's.
     Predictive(&'a mut dyn ScenarioSource),
 }
@@ -48,16 +56,19 @@ impl SimPolicy<'_> {
             SimPolicy::Reactive => "reactive",
             SimPolicy::Seasonal => "seasonal",
             SimPolicy::Oracle => "oracle",
+            SimPolicy::Static => "static",
             SimPolicy::Predictive(_) => "predictive",
         }
     }
 }
 
 /// The settings of the planner from which tuning begins: the rules that act on overload. Balancing for its own sake is
-/// off, since only overload and moves are counted.
+/// off, since only overload and moves are counted. So are repeated searches: a replay plans again at every step, which
+/// does as much for its moves, and most of its plans have none that starts before the next.
 pub fn base_settings() -> PolicySettings {
     let mut settings = PolicySettings::default();
     settings.rules.proactive_balancing = false;
+    settings.search.repeats = 0;
     settings
 }
 
@@ -74,6 +85,21 @@ pub fn simulate(
 ) -> Result<SimReport, SimError> {
     let mut state = settle(cell, reactive, cell.half())?;
     replay(cell, policy, settings, &mut state, cell.half()..cell.steps())
+}
+
+/// Replays the steps on which settings are tuned: the last third of the first half, from where `reactive` leaves the cluster
+/// before them.
+///
+/// # Errors
+/// [`SimError`] if the settings are out of range or a source of scenarios fails.
+pub fn simulate_tuning(
+    cell: &Cell,
+    policy: SimPolicy<'_>,
+    reactive: &PolicySettings,
+    settings: &PolicySettings,
+) -> Result<SimReport, SimError> {
+    let mut state = settle(cell, reactive, cell.tuning().start)?;
+    replay(cell, policy, settings, &mut state, cell.tuning())
 }
 
 /// Where `reactive` leaves the cluster at a step, after the last days before it, from the ring.
@@ -94,20 +120,24 @@ pub(crate) fn replay(
     span: Range<usize>,
 ) -> Result<SimReport, SimError> {
     let name = policy.name();
-    let horizon = cell.spec().horizon;
+    let (horizon, outlook) = (cell.spec().horizon, cell.spec().outlook);
     let (mut last, mut yesterday, mut future);
     let source: Option<&mut dyn ScenarioSource> = match policy {
         SimPolicy::None => None,
+        SimPolicy::Static => {
+            state.place(fixed::best(cell, span.clone()));
+            None
+        }
         SimPolicy::Reactive => {
             last = LastObserved { horizon };
             Some(&mut last)
         }
         SimPolicy::Seasonal => {
-            yesterday = Yesterday { horizon };
+            yesterday = Yesterday { horizon: outlook };
             Some(&mut yesterday)
         }
         SimPolicy::Oracle => {
-            future = TrueFuture::new(cell.loads().clone(), horizon);
+            future = TrueFuture::new(cell.loads().clone(), outlook);
             Some(&mut future)
         }
         SimPolicy::Predictive(source) => Some(source),

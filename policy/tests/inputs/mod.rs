@@ -10,6 +10,8 @@ use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
+pub mod fleet;
+
 pub const GIB: f64 = 1_073_741_824.0;
 /// 2026-01-05T00:00Z
 pub const NOW: Timestamp = Timestamp::from_ms(1_767_571_200_000);
@@ -59,6 +61,8 @@ pub fn constant(nodes: Vec<Node>, shards: &[(&str, &str, f64)], settings: Policy
         placement: shards.iter().map(|(id, node, _)| (shard(id), node_id(node))).collect(),
         scenarios: cpu_scenarios(&lanes, 24, 2),
         shards: shards.iter().map(|(id, _, load)| (shard(id), facts(*load))).collect(),
+        voteless: BTreeSet::new(),
+        homes: BTreeMap::new(),
         communication: Vec::new(),
         in_flight: Vec::new(),
         cost_model: CostModel::prior(60.0 * 1_048_576.0),
@@ -121,6 +125,8 @@ pub fn random(seed: u64) -> PlanningInput {
         placement,
         scenarios,
         shards: facts,
+        voteless: BTreeSet::new(),
+        homes: BTreeMap::new(),
         communication: communication(rng, &shard_ids),
         cost_model: CostModel::prior(rng.random_range(10.0..200.0) * 1_048_576.0),
         settings: settings(rng),
