@@ -146,6 +146,35 @@ impl ForecastClient {
         series.collect::<Result<_, _>>().map_err(refused(method))
     }
 
+    /// The same for any number of series, in parts as they are computed; all parts have the same origin.
+    ///
+    /// # Errors
+    /// As [`ForecastClient::forecast`]; the stream's items fail if it breaks.
+    pub async fn forecast_stream(
+        &self,
+        query: &ForecastQuery,
+    ) -> Result<impl Stream<Item = Result<Vec<SeriesForecast>, ClientError>> + Send + use<>, ClientError> {
+        let method = "ForecastStream";
+        let answer = self.inner.clone().forecast_stream(self.request(query.into())).await.map_err(failed(method))?;
+        Ok(answer.into_inner().map(move |part| series_of(method, part)))
+    }
+
+    /// The same now and whenever a new step is complete, without a deadline. It ends with an error when the server stops, or
+    /// when the connection has come to its age: ask again.
+    ///
+    /// # Errors
+    /// As [`ForecastClient::forecast_stream`].
+    pub async fn watch(
+        &self,
+        query: &ForecastQuery,
+    ) -> Result<impl Stream<Item = Result<Vec<SeriesForecast>, ClientError>> + Send + use<>, ClientError> {
+        let method = "Watch";
+        let mut request = self.request(v1::ForecastRequest::from(query));
+        request.metadata_mut().remove("grpc-timeout");
+        let answer = self.inner.clone().watch(request).await.map_err(failed(method))?;
+        Ok(answer.into_inner().map(move |part| series_of(method, part)))
+    }
+
     /// The risk of each shard and limited resource, ordered by both.
     ///
     /// # Errors
@@ -211,6 +240,14 @@ impl ForecastClient {
         let models = answer.into_inner().models.into_iter().map(TryInto::try_into);
         models.collect::<Result<_, _>>().map_err(refused(method))
     }
+}
+
+fn series_of(
+    method: &'static str,
+    part: Result<v1::ForecastResponse, tonic::Status>,
+) -> Result<Vec<SeriesForecast>, ClientError> {
+    let part = part.map_err(failed(method))?;
+    part.series.into_iter().map(TryInto::try_into).collect::<Result<_, _>>().map_err(refused(method))
 }
 
 fn failed(method: &'static str) -> impl Fn(tonic::Status) -> ClientError {

@@ -37,7 +37,10 @@ fn needs(path: &str) -> Needs {
     match (service, method) {
         ("grpc.health.v1.Health", _) => Needs::Nothing,
         ("foreshard.v1.ForecastService", "Ingest") => Needs::Right(Right::Ingest),
-        ("foreshard.v1.ForecastService" | "grpc.reflection.v1.ServerReflection", _) => Needs::Right(Right::Read),
+        ("foreshard.v1.ForecastService", _)
+        | ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
+            Needs::Right(Right::Read)
+        }
         _ => Needs::Right(Right::Admin),
     }
 }

@@ -12,7 +12,7 @@ mod slot;
 pub(crate) use answer::{Bench, MAX_SCENARIO_VALUES, risks, scenarios};
 pub(crate) use slot::Slot;
 
-use foreshard_domain::{Clock, Product, RealTime, SeriesForecast};
+use foreshard_domain::{Clock, Product, RealTime, SeriesForecast, Timestamp};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -139,18 +139,18 @@ impl Engine {
         threads.iter().any(|thread| !thread.is_finished())
     }
 
-    /// Queues the forecasts of `keys`; `make` turns them into the answer on a compute thread. The receiver fails if the
+    /// Queues the forecasts of `keys` from the last complete step, or from `origin` if it is named; `make` turns them into the answer on a compute thread. The receiver fails if the
     /// request expired, the engine stopped, or computing it went wrong.
     pub(crate) fn submit<T: Send + 'static>(
         &self,
-        product: Product,
+        (product, origin): (Product, Option<Timestamp>),
         keys: Vec<SeriesKey>,
         deadline: Option<RealTime>,
         make: impl FnOnce(&Bench, Product, Vec<SeriesForecast>) -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, QueueFull> {
         let (sender, receiver) = oneshot::channel();
         let now = now(self.bench.clock.as_ref());
-        let job = Job { product, keys, deadline, queued: now.steady, finish: Box::new(Reply { sender, make }) };
+        let job = Job { product, origin, keys, deadline, queued: now.steady, finish: Box::new(Reply { sender, make }) };
         match self.queue.push(job, now) {
             Ok(()) => Ok(receiver),
             Err(full) => {
@@ -218,11 +218,11 @@ impl Worker {
     }
 
     fn compute(&self, jobs: Vec<Job>) {
-        let Some(product) = jobs.first().map(|job| job.product) else { return };
+        let Some((product, origin)) = jobs.first().map(|job| (job.product, job.origin)) else { return };
         let mut keys: Vec<SeriesKey> = jobs.iter().flat_map(|job| job.keys.iter().cloned()).collect();
         keys.sort();
         keys.dedup();
-        let made = forecasts(&self.bench, product, &keys);
+        let made = forecasts(&self.bench, (product, origin), &keys);
         self.times.made(&made);
         for job in jobs.into_iter().filter(|job| !job.finish.abandoned()) {
             let find = |key: &SeriesKey| keys.binary_search(key).ok().and_then(|i| made.get(i)).cloned();

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Server;
@@ -38,6 +38,9 @@ const SPEAK_WITHIN: Duration = Duration::from_secs(20);
 
 /// Calls of one connection at once; more wait at the client.
 const CALLS_OF_A_CONNECTION: u32 = 1024;
+
+/// Callers that watch at once; each costs a task and at most a few parts of an answer.
+const MOST_WATCHERS: usize = 1024;
 
 /// Time for the last answers to leave once requests in flight are cut off.
 const CUT_OFF_WITHIN: Duration = Duration::from_secs(1);
@@ -202,11 +205,14 @@ fn router(
     access: &Arc<Access>,
 ) -> Result<(HealthReporter, Router<Layers>), ServingError> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(ServingError::Reflection)?;
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let reflection = described().build_v1().map_err(ServingError::Reflection)?;
+    // Python's own client knows nothing newer.
+    let older_reflection = described().build_v1alpha().map_err(ServingError::Reflection)?;
     let forecasts = ForecastServiceServer::new(parts.clone())
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(MAX_RESPONSE_BYTES);
@@ -220,6 +226,7 @@ fn router(
         .layer(AccessLayer(Arc::clone(access)))
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(older_reflection)
         .add_service(forecasts);
     Ok((health, router))
 }
@@ -261,6 +268,8 @@ fn parts(
         metrics: Arc::new(Metrics::new(Arc::clone(&clock), methods, &batches, state)),
         clock,
         flush_now: Arc::new(Notify::new()),
+        arrived: watch::Sender::new(()),
+        watchers: Arc::new(Semaphore::new(MOST_WATCHERS)),
         ahead_at_most_ms: model_ms(config.ahead_at_most),
         scenario_budget: ScenarioBudget::new(config.scenario_mib),
         cut: CancellationToken::new(),

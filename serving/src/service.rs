@@ -5,17 +5,18 @@
 //! planner all its forecasts. If none of the named shards was ever observed the call is `NOT_FOUND` with the names in
 //! its details: a misspelt name must not look like a shard without load.
 
+mod forecasts;
 mod levels;
 mod scenarios;
 mod status;
 mod timeout;
 
 use foreshard_api::v1::forecast_service_server::ForecastService;
-use foreshard_api::{ForecastQuery, RiskQuery, ScenarioQuery, SeriesProvenance, scenario_parts, v1};
-use foreshard_domain::{Clock, Product, QuantileLevels, RealTime, Resource, ScenarioSet, SeriesForecast, ShardId};
+use foreshard_api::{RiskQuery, ScenarioQuery, SeriesProvenance, scenario_parts, v1};
+use foreshard_domain::{Clock, Product, RealTime, Resource, ScenarioSet, SeriesForecast, ShardId};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -25,6 +26,7 @@ use crate::engine::{Bench, Engine, deadline, risks, scenarios};
 use crate::ingest::{Arrival, Ingestor, checked};
 use crate::metrics::Metrics;
 use crate::registry::Reloader;
+use forecasts::Asked;
 pub(crate) use scenarios::ScenarioBudget;
 use scenarios::SetSize;
 use timeout::timeout;
@@ -50,6 +52,10 @@ pub(crate) struct ForecastApi {
     pub(crate) ahead_at_most_ms: i64,
     pub(crate) scenario_budget: ScenarioBudget,
     pub(crate) metrics: Arc<Metrics>,
+    /// Told whenever rows were taken in.
+    pub(crate) arrived: watch::Sender<()>,
+    /// One for each caller that watches.
+    pub(crate) watchers: Arc<Semaphore>,
     /// Cancelled when the time for finishing is over: calls that still wait end then.
     pub(crate) cut: CancellationToken,
 }
@@ -68,7 +74,7 @@ impl ForecastApi {
         expires: Option<RealTime>,
         make: impl FnOnce(&Bench, Product, Vec<SeriesForecast>) -> T + Send + 'static,
     ) -> Result<T, Status> {
-        let receiver = self.engine.submit(product, keys, expires, make).map_err(status::busy)?;
+        let receiver = self.engine.submit((product, None), keys, expires, make).map_err(status::busy)?;
         self.answer(receiver, expires).await
     }
 
@@ -114,6 +120,7 @@ impl ForecastApi {
         answer.accepted += taken.accepted;
         answer.duplicates += taken.duplicates;
         self.metrics.ingested(taken.accepted, taken.duplicates, 0);
+        self.arrived.send_replace(());
         if taken.flush_now {
             self.flush_now.notify_one();
         }
@@ -121,32 +128,34 @@ impl ForecastApi {
     }
 }
 
-/// Levels of one answer: twice the percentiles. Each costs four bytes for every step of every series.
-const MOST_LEVELS: usize = 200;
-
 #[tonic::async_trait]
 impl ForecastService for ForecastApi {
     async fn forecast(&self, request: Request<v1::ForecastRequest>) -> Result<Response<v1::ForecastResponse>, Status> {
         let expires = self.expires(&request);
-        let query = ForecastQuery::try_from(request.into_inner()).map_err(|error| status::wire(&error))?;
-        let other_levels = match query.levels.is_empty() {
-            true => None,
-            false if query.levels.len() > MOST_LEVELS => {
-                let why = format!("{} were asked for, at most {MOST_LEVELS} are answered", query.levels.len());
-                return Err(status::invalid("levels", why));
-            }
-            false => {
-                Some(QuantileLevels::new(query.levels).map_err(|error| status::invalid("levels", error.to_string()))?)
-            }
-        };
-        let keys = self.select(&query.shards, &Wanted::named(&query.metrics))?;
-        let make = move |_: &Bench, _: Product, forecasts: Vec<SeriesForecast>| match other_levels {
-            None => Ok(forecasts),
-            Some(other) => levels::at_levels(forecasts, &other),
-        };
-        let made = self.compute(query.product, keys, expires, make).await?;
+        let asked = Asked::from_wire(request.into_inner())?;
+        let keys = self.select(&asked.shards, &asked.wanted)?;
+        let (product, make) = (asked.product, asked.levels.maker());
+        let made = self.compute(product, keys, expires, make).await?;
         let series = made.map_err(|error| status::invalid("levels", error.to_string()))?;
         Ok(Response::new(v1::ForecastResponse { series: series.iter().map(Into::into).collect() }))
+    }
+
+    type ForecastStreamStream = ReceiverStream<Result<v1::ForecastResponse, Status>>;
+
+    async fn forecast_stream(
+        &self,
+        request: Request<v1::ForecastRequest>,
+    ) -> Result<Response<Self::ForecastStreamStream>, Status> {
+        let expires = self.expires(&request);
+        let asked = Asked::from_wire(request.into_inner())?;
+        Ok(Response::new(self.stream(asked, expires).await?))
+    }
+
+    type WatchStream = ReceiverStream<Result<v1::ForecastResponse, Status>>;
+
+    async fn watch(&self, request: Request<v1::ForecastRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let asked = Asked::from_wire(request.into_inner())?;
+        Ok(Response::new(self.keep_streaming(asked)?))
     }
 
     async fn risk(&self, request: Request<v1::RiskRequest>) -> Result<Response<v1::RiskResponse>, Status> {

@@ -3,8 +3,10 @@
 //! A trait and not the type itself, so that other kinds of versions can be served and that the rules of serving (reload,
 //! refusal, overload) are testable without training anything.
 
-use foreshard_domain::{ModelVersion, Product, ScenarioError, ScenarioSet, SeriesForecast, Timestamp};
-use foreshard_model::{Context, ForecastSpec, Manifest, Version, scenarios_from};
+use foreshard_domain::{
+    Metric, ModelVersion, Product, QuantileForecast, ScenarioError, ScenarioSet, SeriesForecast, ShardId, Timestamp,
+};
+use foreshard_model::{Context, ForecastSpec, Manifest, Version, any_step_corrected, scenarios_from};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +24,10 @@ pub trait ServedVersion: Send + Sync {
     /// One forecast for each context, in their order. Never fails: where a context does not carry the model, a simpler
     /// forecast answers and says so.
     fn forecast(&self, product: Product, contexts: &[Context<'_>]) -> Vec<SeriesForecast>;
+
+    /// Probability that a load exceeds `limit` at any step of `forecast`, which this or a simpler model made for `product` (or of
+    /// its beginning), corrected by what was said in the past and what came.
+    fn p_any(&self, product: Product, series: (&ShardId, Metric), forecast: &QuantileForecast, limit: f64) -> f64;
 
     /// Joint paths of the loads among `forecasts`, which this or a simpler model made for `product`.
     ///
@@ -77,6 +83,11 @@ impl ServedVersion for Version {
 
     fn forecast(&self, product: Product, contexts: &[Context<'_>]) -> Vec<SeriesForecast> {
         Version::forecast(self, product, contexts)
+    }
+
+    fn p_any(&self, product: Product, series: (&ShardId, Metric), forecast: &QuantileForecast, limit: f64) -> f64 {
+        let (risk, templates) = (self.risk(product.name()), self.templates(product.name()));
+        any_step_corrected(&risk.series, templates, series, forecast, limit)
     }
 
     fn scenarios(

@@ -215,6 +215,13 @@ async fn risk_is_any_step_per_shard_and_resource() {
     assert_eq!((risks[1].risk.probability, risks[1].risk.first_crossing), (0.0, None));
     let alone = client.risk(&RiskQuery { shards: vec![shard("high")], ..query.clone() }).await.unwrap();
     assert_eq!(alone[0], risks[0], "the risk of a shard does not depend on the others asked for");
+    place.publish(2);
+    place.label(2);
+    server.reload().await.unwrap();
+    let corrected = client.risk(&query).await.unwrap();
+    assert!((corrected[0].risk.probability - 1.0 / (1.0 + 1f64.exp())).abs() < 1e-6, "{:?}", corrected[0]);
+    assert_eq!(corrected[0].risk.expected_excess, risks[0].risk.expected_excess);
+    assert_eq!(corrected[1].risk.probability, 0.0, "what the quantiles rule out stays out");
     let too_long = RiskQuery { window_steps: Some(49), ..query.clone() };
     assert_eq!(code(client.risk(&too_long).await), Code::InvalidArgument);
     let no_limit = RiskQuery { limits: PerResource::default(), ..query };

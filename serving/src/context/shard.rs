@@ -22,6 +22,7 @@ pub(crate) struct ShardContext {
     raw: BTreeMap<i64, [f64; METRICS.len()]>,
     rings: [Ring; METRICS.len()],
     newest: Option<i64>,
+    native: Option<i64>,
 }
 
 impl ShardContext {
@@ -38,11 +39,21 @@ impl ShardContext {
     /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it and the
     /// order in which rows came does not matter.
     pub(crate) fn native_ms(&self) -> Option<i64> {
+        self.native
+    }
+
+    fn usual_gap(&self) -> Option<i64> {
         let later = self.raw.keys().rev();
         let earlier = self.raw.keys().rev().skip(1);
-        let mut gaps: Vec<i64> = later.zip(earlier).take(GAPS).map(|(a, b)| a.saturating_sub(*b)).collect();
+        let mut gaps = [0i64; GAPS];
+        let mut n = 0;
+        for (slot, (a, b)) in gaps.iter_mut().zip(later.zip(earlier)) {
+            *slot = a.saturating_sub(*b);
+            n += 1;
+        }
+        let gaps = gaps.get_mut(..n)?;
         gaps.sort_unstable();
-        gaps.get(gaps.len() / 2).copied()
+        gaps.get(n / 2).copied()
     }
 
     /// The series of a metric; `None` if nothing was ever observed of it.
@@ -72,6 +83,7 @@ impl ShardContext {
         if self.raw.first_key_value().is_some_and(|(oldest, _)| *oldest < remembered) {
             self.raw = self.raw.split_off(&remembered);
         }
+        self.native = self.usual_gap();
         self.recompute(ts, capacity);
         replaced
     }

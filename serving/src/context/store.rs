@@ -3,6 +3,7 @@
 use foreshard_datasets::EventCalendar;
 use foreshard_domain::{Metric, Observation, Resource, ShardId, Step, Timestamp};
 use foreshard_model::Context;
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -78,6 +79,8 @@ pub(crate) enum NothingToForecast {
 pub(crate) struct ContextStore {
     shards: BTreeMap<ShardId, ShardContext>,
     newest: Option<Timestamp>,
+    /// How many shards have which usual interval between their rows: the shortest is asked for with every request.
+    natives: BTreeMap<i64, usize>,
     capacity: usize,
     events: Arc<EventCalendar>,
 }
@@ -87,7 +90,7 @@ impl ContextStore {
     pub(crate) fn new(days: u32) -> Self {
         let capacity = BIN.count_in(Step::DAY.as_ms()).saturating_mul(i64::from(days.max(1)));
         let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
-        Self { shards: BTreeMap::new(), newest: None, capacity, events: Arc::default() }
+        Self { shards: BTreeMap::new(), newest: None, natives: BTreeMap::new(), capacity, events: Arc::default() }
     }
 
     /// Says which events are known from now on.
@@ -104,7 +107,15 @@ impl ContextStore {
     /// Takes a row in; true if it replaced one of the same shard and time.
     pub(crate) fn apply(&mut self, row: &Observation) -> bool {
         self.newest = self.newest.max(Some(row.ts));
-        self.shards.entry(row.shard.clone()).or_default().apply(row, self.capacity)
+        let shard = self.shards.entry(row.shard.clone()).or_default();
+        let before = shard.native_ms();
+        let replaced = shard.apply(row, self.capacity);
+        let after = shard.native_ms();
+        if before != after {
+            uncount(&mut self.natives, before);
+            count(&mut self.natives, after);
+        }
+        replaced
     }
 
     /// Time of the newest row of any shard.
@@ -115,7 +126,10 @@ impl ContextStore {
     /// The same among the rows that are not ahead of `now`, or `now` if all of them are. Whatever the age of series is
     /// judged by: one row that is ahead must not make the other shards look late.
     pub(crate) fn newest_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.newest?;
+        let newest = self.newest?;
+        if newest <= now {
+            return Some(newest);
+        }
         let newest = self.shards.values().filter_map(|shard| shard.newest_until(now.as_ms())).max();
         Some(newest.map_or(now, Timestamp::from_ms))
     }
@@ -124,15 +138,21 @@ impl ContextStore {
     pub(crate) fn forget_gone(&mut self) {
         let reach = BIN.as_ms().saturating_mul(i64::try_from(self.capacity).unwrap_or(i64::MAX));
         let Some(oldest) = self.newest.map(|newest| newest.as_ms().saturating_sub(reach)) else { return };
-        self.shards.retain(|_, shard| shard.newest().is_some_and(|newest| newest >= oldest));
+        let natives = &mut self.natives;
+        self.shards.retain(|_, shard| {
+            let stays = shard.newest().is_some_and(|newest| newest >= oldest);
+            if !stays {
+                uncount(natives, shard.native_ms());
+            }
+            stays
+        });
     }
 
     /// The last step that is complete at `now`: no row of it is still to come, judged by the newest row of any shard that
     /// is not ahead of `now` and the shortest usual interval between the rows of a shard.
     pub(crate) fn issued_at(&self, step: Step, now: Timestamp) -> Option<Timestamp> {
         let newest = self.newest_until(now)?;
-        let native = self.shards.values().filter_map(ShardContext::native_ms).min().unwrap_or(step.as_ms());
-        let native = native.min(step.as_ms());
+        let native = self.natives.keys().next().map_or(step.as_ms(), |native| (*native).min(step.as_ms()));
         // Timers jitter: a row that comes a tenth of the interval early still closes its step.
         let next_row = newest.plus_ms(native.saturating_add(native / 10));
         let current = step.floor(newest);
@@ -147,13 +167,17 @@ impl ContextStore {
     pub(crate) fn select(&self, shards: &[ShardId], metrics: &Wanted) -> Result<Vec<SeriesKey>, NothingToForecast> {
         let named: BTreeSet<&ShardId> = shards.iter().collect();
         self.check_known(&named)?;
-        let everywhere: BTreeSet<Metric> = self.shards.values().flat_map(ShardContext::metrics).collect();
+        // A walk over all shards, only for those that are not known.
+        let everywhere =
+            LazyCell::new(|| self.shards.values().flat_map(ShardContext::metrics).collect::<BTreeSet<Metric>>());
         let all = named.is_empty();
         let chosen: Vec<&ShardId> = if all { self.shards.keys().collect() } else { named.into_iter().collect() };
         let mut keys = Vec::new();
         for shard in chosen {
-            let observed: BTreeSet<Metric> =
-                self.shards.get(shard).map_or_else(|| everywhere.clone(), |context| context.metrics().collect());
+            let observed: BTreeSet<Metric> = self
+                .shards
+                .get(shard)
+                .map_or_else(|| BTreeSet::clone(&everywhere), |context| context.metrics().collect());
             let of_shard: BTreeSet<Metric> = match metrics {
                 Wanted::Observed => observed,
                 Wanted::Loads(loads) => loads.intersection(&observed).copied().collect(),
@@ -178,7 +202,11 @@ impl ContextStore {
     /// The past of each series on a grid of `step`, up to the last step that is complete at `now`; series of which nothing
     /// is known are empty. No series at all if nothing was observed yet.
     pub(crate) fn contexts(&self, step: Step, keys: &[SeriesKey], now: Timestamp) -> Vec<SeriesContext> {
-        let Some(issued_at) = self.issued_at(step, now) else { return Vec::new() };
+        self.issued_at(step, now).map_or_else(Vec::new, |issued_at| self.contexts_at(step, keys, issued_at))
+    }
+
+    /// The same up to a step that was complete some time ago.
+    pub(crate) fn contexts_at(&self, step: Step, keys: &[SeriesKey], issued_at: Timestamp) -> Vec<SeriesContext> {
         let contexts = keys.iter().map(|(shard, metric)| {
             let ring = self.shards.get(shard).and_then(|context| context.ring(*metric));
             let nothing = (issued_at.plus_steps(1, step).as_ms(), Vec::new());
@@ -198,6 +226,22 @@ impl ContextStore {
     /// Most bins that all series together can hold.
     pub(crate) fn bound(&self) -> usize {
         self.shards.len().saturating_mul(METRICS.len()).saturating_mul(self.capacity)
+    }
+}
+
+fn count(natives: &mut BTreeMap<i64, usize>, native: Option<i64>) {
+    if let Some(native) = native {
+        *natives.entry(native).or_default() += 1;
+    }
+}
+
+fn uncount(natives: &mut BTreeMap<i64, usize>, native: Option<i64>) {
+    let Some(native) = native else { return };
+    if let Some(shards) = natives.get_mut(&native) {
+        *shards = shards.saturating_sub(1);
+        if *shards == 0 {
+            natives.remove(&native);
+        }
     }
 }
 
@@ -348,8 +392,11 @@ mod tests {
         let mut store = ContextStore::new(1);
         store.apply(&row("gone", 0, 1.0));
         store.apply(&row("here", 3 * 24 * 60, 1.0));
+        store.apply(&row("gone", 1, 1.0));
+        assert_eq!(store.natives, BTreeMap::from([(M, 1)]));
         store.forget_gone();
         assert_eq!(store.shards(), 1);
+        assert!(store.natives.is_empty(), "what is gone says nothing of the interval");
         assert!(store.bound() <= 5 * 288);
     }
 }

@@ -2,10 +2,10 @@
 
 use foreshard_api::{SeriesProvenance, ShardRisk};
 use foreshard_domain::{
-    Calibration, Clock, Fallback, LoadPaths, PerResource, Product, Provenance, Resource, Risk, ScenarioError,
-    ScenarioSet, SeriesForecast, ShardId, Timestamp,
+    Calibration, Clock, Fallback, ForecastError, LoadPaths, PerResource, Product, Provenance, QuantileForecast,
+    Resource, Risk, RiskCalibration, ScenarioError, ScenarioSet, SeriesForecast, ShardId, Timestamp,
 };
-use foreshard_model::{Context, ForecastSpec, fall_back, scenarios_from};
+use foreshard_model::{Context, ForecastSpec, any_step_corrected, fall_back, scenarios_from};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::Slot;
@@ -30,13 +30,21 @@ pub(crate) struct Bench {
     pub(crate) stale_after_ms: i64,
 }
 
-/// The forecasts of `keys`, in their order; empty if nothing was observed yet.
-pub(crate) fn forecasts(bench: &Bench, product: Product, keys: &[SeriesKey]) -> Vec<SeriesForecast> {
+/// The forecasts of `keys`, in their order, from the last complete step or from the one that is named; empty if nothing was observed yet.
+pub(crate) fn forecasts(
+    bench: &Bench,
+    (product, origin): (Product, Option<Timestamp>),
+    keys: &[SeriesKey],
+) -> Vec<SeriesForecast> {
     let version = bench.slot.current();
     let now = bench.clock.model();
     let (contexts, newest) = {
         let store = bench.contexts.read().unwrap_or_else(PoisonError::into_inner);
-        (store.contexts(product.step(), keys, now), store.newest_until(now))
+        let contexts = match origin {
+            Some(issued_at) => store.contexts_at(product.step(), keys, issued_at),
+            None => store.contexts(product.step(), keys, now),
+        };
+        (contexts, store.newest_until(now))
     };
     // If rows have stopped coming at all, every series is stale, however even the grid looks.
     let silent = newest.is_some_and(|newest| now.since_ms(newest) > bench.stale_after_ms);
@@ -138,8 +146,20 @@ fn paths(
     }
 }
 
+/// Why risks cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RiskError {
+    /// No paths can be drawn.
+    #[error("no paths can be drawn")]
+    Paths(#[from] ScenarioError),
+    /// The beginning of a forecast is none.
+    #[error("the window of a forecast cannot be taken")]
+    Window(#[from] ForecastError),
+}
+
 /// The risk of every load among the forecasts that has a limit, within the first `window` steps.
 ///
+/// The probability is the corrected one of the whole stock of templates; the first crossing and the excess are read from paths.
 /// Paths are made shard by shard: memory stays small, and the risk of a shard does not depend on which others were asked
 /// for.
 pub(crate) fn risks(
@@ -148,7 +168,7 @@ pub(crate) fn risks(
     forecasts: &[SeriesForecast],
     limits: &PerResource<Option<f64>>,
     window: usize,
-) -> Result<Vec<ShardRisk>, ScenarioError> {
+) -> Result<Vec<ShardRisk>, RiskError> {
     let version = bench.slot.current();
     let mut risks = Vec::new();
     for of_shard in forecasts.chunk_by(|a, b| a.shard == b.shard) {
@@ -160,7 +180,10 @@ pub(crate) fn risks(
             risks.push(ShardRisk {
                 shard: forecast.shard.clone(),
                 resource,
-                risk: risk_of(&set, &forecast.shard, resource, limit, window),
+                risk: Risk {
+                    probability: probability(version.as_deref(), product, forecast, limit, window)?,
+                    ..risk_of(&set, &forecast.shard, resource, limit, window)
+                },
                 issued_at: set.issued_at(),
                 step: set.step(),
                 provenance: forecast.provenance.clone(),
@@ -168,6 +191,28 @@ pub(crate) fn risks(
         }
     }
     Ok(risks)
+}
+
+/// The probability that a load is over `limit` at any of the first `window` steps, corrected by what was said in the past and
+/// what came.
+fn probability(
+    version: Option<&dyn ServedVersion>,
+    product: Product,
+    forecast: &SeriesForecast,
+    limit: f64,
+    window: usize,
+) -> Result<f64, ForecastError> {
+    let whole = &forecast.forecast;
+    let levels = whole.levels();
+    let values = whole.values().get(..window.saturating_mul(levels.len())).unwrap_or(whole.values());
+    let begin = QuantileForecast::new(levels.clone(), values.to_vec())?;
+    Ok(match version {
+        Some(version) => version.p_any(product, (&forecast.shard, forecast.metric), &begin, limit),
+        None => {
+            let series = (&forecast.shard, forecast.metric);
+            any_step_corrected(&RiskCalibration::default(), None, series, &begin, limit)
+        }
+    })
 }
 
 fn risk_of(set: &ScenarioSet, shard: &ShardId, resource: Resource, limit: f64, window: usize) -> Risk {

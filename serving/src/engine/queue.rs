@@ -4,7 +4,7 @@
 //! request wait until it has expired, and nothing is ever answered. So a request is refused as well if what is before it
 //! would take longer, at the pace of the last batches, than it may wait.
 
-use foreshard_domain::{Product, RealTime};
+use foreshard_domain::{Product, RealTime, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::context::SeriesKey;
 /// A request that waits to be computed.
 pub(crate) struct Job {
     pub(crate) product: Product,
+    /// The step that the contexts end at; the last complete one unless it is named.
+    pub(crate) origin: Option<Timestamp>,
     pub(crate) keys: Vec<SeriesKey>,
     pub(crate) deadline: Option<RealTime>,
     /// When it came, on the steady clock.
@@ -158,7 +160,7 @@ impl RowQueue {
         Ok(())
     }
 
-    /// Waits for jobs and takes the oldest with all later ones of its product, as far as they fit into a batch; `None`
+    /// Waits for jobs and takes the oldest with all later ones of its product and origin, as far as they fit into a batch; `None`
     /// once the queue is closed and empty.
     pub(crate) fn pop(&self) -> Option<Vec<Job>> {
         let mut waiting = self.locked();
@@ -169,11 +171,12 @@ impl RowQueue {
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         let first = waiting.jobs.pop_front()?;
-        let (product, mut rows) = (first.product, first.rows());
+        let (product, origin, mut rows) = (first.product, first.origin, first.rows());
         let mut batch = vec![first];
         let mut left = VecDeque::with_capacity(waiting.jobs.len());
         while let Some(job) = waiting.jobs.pop_front() {
-            if job.product == product && rows.saturating_add(job.rows()) <= self.limits.batch_rows {
+            let alike = job.product == product && job.origin == origin;
+            if alike && rows.saturating_add(job.rows()) <= self.limits.batch_rows {
                 rows += job.rows();
                 batch.push(job);
             } else {
@@ -230,7 +233,7 @@ mod tests {
     fn job(product: Product, rows: usize) -> Job {
         let shard = ShardId::new("s").unwrap();
         let keys = vec![(shard, Metric::CpuUtil); rows];
-        Job { product, keys, deadline: None, queued: Duration::ZERO, finish: Box::new(Nobody(false)) }
+        Job { product, origin: None, keys, deadline: None, queued: Duration::ZERO, finish: Box::new(Nobody(false)) }
     }
 
     fn queue(rows: usize, batch_rows: usize) -> RowQueue {

@@ -41,8 +41,13 @@ impl Methods {
 
     /// Those that this server answers.
     pub(crate) fn served() -> Result<Self, prost::DecodeError> {
-        use tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET as REFLECTION;
-        Self::of(&[FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET, REFLECTION])
+        use tonic_reflection::pb::{v1, v1alpha};
+        Self::of(&[
+            FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            v1::FILE_DESCRIPTOR_SET,
+            v1alpha::FILE_DESCRIPTOR_SET,
+        ])
     }
 
     /// The method that a path names.

@@ -4,9 +4,9 @@
 use foreshard_api::{ClientError, ForecastClient, ForecastQuery};
 use foreshard_domain::{
     Calibration, ManualClock, Metric, ModelVersion, Observation, Product, Provenance, QuantileForecast, RealTime,
-    ScenarioError, ScenarioSet, SeriesForecast, ShardId, Timestamp,
+    RiskCalibration, ScenarioError, ScenarioSet, SeriesForecast, ShardId, Timestamp,
 };
-use foreshard_model::{Context, ForecastSpec, scenarios_from};
+use foreshard_model::{Context, ForecastSpec, any_step_corrected, scenarios_from};
 use foreshard_serving::{LoadError, RunningServer, ServedVersion, ServingConfig, VersionLoader, start_with};
 use std::collections::BTreeSet;
 use std::fs;
@@ -76,6 +76,8 @@ impl Gate {
 struct TestVersion {
     id: ModelVersion,
     specs: [ForecastSpec; 2],
+    /// Added to the log odds of every probability: only the second version corrects.
+    bias: f64,
     gate: Arc<Gate>,
 }
 
@@ -116,6 +118,10 @@ impl ServedVersion for TestVersion {
         contexts.iter().map(one).collect()
     }
 
+    fn p_any(&self, _: Product, series: (&ShardId, Metric), forecast: &QuantileForecast, limit: f64) -> f64 {
+        any_step_corrected(&RiskCalibration { bias: self.bias, slope: 1.0 }, None, series, forecast, limit)
+    }
+
     fn scenarios(
         &self,
         _: Product,
@@ -137,7 +143,8 @@ impl VersionLoader for TestLoader {
         let id = ModelVersion { model: model.to_owned(), number: number.parse()? };
         self.0.pass_loading(id.number);
         let specs = [Product::NextHours, Product::NextDay].map(ForecastSpec::of_product);
-        Ok(Arc::new(TestVersion { id, specs, gate: Arc::clone(&self.0) }))
+        let bias = if id.number == 2 { -1.0 } else { 0.0 };
+        Ok(Arc::new(TestVersion { id, specs, bias, gate: Arc::clone(&self.0) }))
     }
 
     fn trained_until(&self, dir: &Path) -> Result<Timestamp, LoadError> {
