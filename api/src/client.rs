@@ -12,8 +12,8 @@ use crate::connect::channel;
 use crate::convert::timestamp_from_wire;
 use crate::v1::forecast_service_client::ForecastServiceClient;
 use crate::{
-    ClientError, Credentials, ForecastQuery, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, RiskQuery, ScenarioAssembler,
-    ScenarioQuery, WireError, v1,
+    ClientError, Credentials, ForecastQuery, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, NodeLoad, NodeQuery, RiskQuery,
+    ScenarioAssembler, ScenarioQuery, WireError, v1,
 };
 
 /// Deadline of a call unless [`ForecastClient::with_timeout`] sets another.
@@ -184,6 +184,18 @@ impl ForecastClient {
         let answer = self.inner.clone().risk(self.request(query.into())).await.map_err(failed(method))?;
         let risks = answer.into_inner().risks.into_iter().map(TryInto::try_into);
         risks.collect::<Result<_, _>>().map_err(refused(method))
+    }
+
+    /// The loads of nodes, as placed and, if moves are asked about, as moved.
+    ///
+    /// # Errors
+    /// [`ClientError::Call`] with `NotFound` for a node or shard of which nothing is known, `InvalidArgument` for impossible
+    /// levels or a residual that would move.
+    pub async fn node_forecast(&self, query: &NodeQuery) -> Result<Vec<NodeLoad>, ClientError> {
+        let method = "NodeForecast";
+        let answer = self.inner.clone().node_forecast(self.request(query.into())).await.map_err(failed(method))?;
+        let loads = answer.into_inner().loads.into_iter().map(TryInto::try_into);
+        loads.collect::<Result<_, _>>().map_err(refused(method))
     }
 
     /// Joint sample paths, and where those of each load come from.

@@ -8,7 +8,7 @@ pub(crate) mod scenario;
 
 pub use migration::migration_id_from_wire;
 pub use names::product_from_wire;
-pub(crate) use names::{limits_from_wire, metric_from_wire, shard_from_wire};
+pub(crate) use names::{limits_from_wire, metric_from_wire, resource_from_wire, shard_from_wire};
 
 use foreshard_domain::{Step, Timestamp};
 

@@ -10,6 +10,7 @@ mod control;
 mod control_client;
 mod convert;
 mod error;
+mod node;
 mod query;
 mod secret;
 
@@ -45,5 +46,6 @@ pub use convert::{
     duration_to_wire, migration_id_from_wire, product_from_wire, timestamp_from_wire, timestamp_to_wire,
 };
 pub use error::{ClientError, WireError};
+pub use node::{NodeLoad, NodeQuery};
 pub use query::{ForecastQuery, RiskQuery, ScenarioQuery};
 pub use secret::Secret;

@@ -116,7 +116,7 @@ pub async fn start_with(
         ports.push(("http", connections));
         (incoming, addr)
     });
-    let parts = parts(&config, clock, ingestor, reloader, (&slot, ports))?;
+    let parts = parts(&config, clock, ingestor, reloader, (&slot, ports, stop.clone()))?;
     let readiness = Arc::new(Readiness::new(Arc::clone(&parts.engine)));
     let (health, router) = router(&config, &parts, &guard.access)?;
     background::tell(&health, &readiness).await;
@@ -236,7 +236,7 @@ fn parts(
     clock: Arc<dyn Clock>,
     ingestor: Arc<Ingestor>,
     reloader: Arc<Reloader>,
-    (slot, ports): (&Arc<Slot>, Ports),
+    (slot, ports, stop): (&Arc<Slot>, Ports, CancellationToken),
 ) -> Result<ForecastApi, ServingError> {
     let bench = Arc::new(Bench {
         contexts: ingestor.contexts(),
@@ -273,6 +273,7 @@ fn parts(
         ahead_at_most_ms: model_ms(config.ahead_at_most),
         scenario_budget: ScenarioBudget::new(config.scenario_mib),
         cut: CancellationToken::new(),
+        stop,
     })
 }
 

@@ -7,12 +7,13 @@
 
 mod forecasts;
 mod levels;
+mod nodes;
 mod scenarios;
 mod status;
 mod timeout;
 
 use foreshard_api::v1::forecast_service_server::ForecastService;
-use foreshard_api::{RiskQuery, ScenarioQuery, SeriesProvenance, scenario_parts, v1};
+use foreshard_api::{NodeQuery, RiskQuery, ScenarioQuery, SeriesProvenance, scenario_parts, v1};
 use foreshard_domain::{Clock, Product, RealTime, Resource, ScenarioSet, SeriesForecast, ShardId};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub(crate) struct ForecastApi {
     pub(crate) watchers: Arc<Semaphore>,
     /// Cancelled when the time for finishing is over: calls that still wait end then.
     pub(crate) cut: CancellationToken,
+    /// Cancelled when the server begins to stop: what never ends by itself ends then.
+    pub(crate) stop: CancellationToken,
 }
 
 impl ForecastApi {
@@ -174,6 +177,16 @@ impl ForecastService for ForecastApi {
         let made = self.compute(query.product, keys, expires, make).await?;
         let made = made.map_err(|error| status::internal(&error))?;
         Ok(Response::new(v1::RiskResponse { risks: made.iter().map(Into::into).collect() }))
+    }
+
+    async fn node_forecast(
+        &self,
+        request: Request<v1::NodeForecastRequest>,
+    ) -> Result<Response<v1::NodeForecastResponse>, Status> {
+        let expires = self.expires(&request);
+        let query = NodeQuery::try_from(request.into_inner()).map_err(|error| status::wire(&error))?;
+        let loads = self.node_loads(query, expires).await?;
+        Ok(Response::new(v1::NodeForecastResponse { loads: loads.iter().map(Into::into).collect() }))
     }
 
     type ScenariosStream = ReceiverStream<Result<v1::ScenariosResponse, Status>>;

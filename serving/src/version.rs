@@ -4,7 +4,8 @@
 //! refusal, overload) are testable without training anything.
 
 use foreshard_domain::{
-    Metric, ModelVersion, Product, QuantileForecast, ScenarioError, ScenarioSet, SeriesForecast, ShardId, Timestamp,
+    Metric, ModelVersion, Product, QuantileForecast, RiskCalibration, ScenarioError, ScenarioSet, SeriesForecast,
+    ShardId, Timestamp,
 };
 use foreshard_model::{Context, ForecastSpec, Manifest, Version, any_step_corrected, scenarios_from};
 use std::path::Path;
@@ -28,6 +29,9 @@ pub trait ServedVersion: Send + Sync {
     /// Probability that a load exceeds `limit` at any step of `forecast`, which this or a simpler model made for `product` (or of
     /// its beginning), corrected by what was said in the past and what came.
     fn p_any(&self, product: Product, series: (&ShardId, Metric), forecast: &QuantileForecast, limit: f64) -> f64;
+
+    /// Correction of the probability that a sum of several loads exceeds a limit.
+    fn group_risk(&self, product: Product) -> RiskCalibration;
 
     /// Joint paths of the loads among `forecasts`, which this or a simpler model made for `product`.
     ///
@@ -88,6 +92,10 @@ impl ServedVersion for Version {
     fn p_any(&self, product: Product, series: (&ShardId, Metric), forecast: &QuantileForecast, limit: f64) -> f64 {
         let (risk, templates) = (self.risk(product.name()), self.templates(product.name()));
         any_step_corrected(&risk.series, templates, series, forecast, limit)
+    }
+
+    fn group_risk(&self, product: Product) -> RiskCalibration {
+        self.risk(product.name()).groups
     }
 
     fn scenarios(

@@ -114,7 +114,7 @@ async fn a_watcher_is_told_every_new_step_and_new_shards_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_ends_the_watches() {
-    let (_place, server) = started(|config| ServingConfig { drain_for: Duration::from_millis(50), ..config }).await;
+    let (_place, server) = started(|config| ServingConfig { drain_for: Duration::from_secs(3600), ..config }).await;
     let client = client(&server).await;
     client.ingest(rows("a", 20)).await.unwrap();
     let mut watched = client.watch(&next_hours(&["a"])).await.unwrap();

@@ -1,6 +1,6 @@
 //! What is remembered of one shard: its newest rows as they came, and its series on the grid.
 
-use foreshard_domain::{Metric, Observation};
+use foreshard_domain::{Metric, NodeId, Observation};
 use std::collections::BTreeMap;
 
 use super::ring::{BIN, Ring, bin_of, bin_start};
@@ -23,12 +23,18 @@ pub(crate) struct ShardContext {
     rings: [Ring; METRICS.len()],
     newest: Option<i64>,
     native: Option<i64>,
+    node: Option<NodeId>,
 }
 
 impl ShardContext {
     /// Time of the newest row.
     pub(crate) fn newest(&self) -> Option<i64> {
         self.newest
+    }
+
+    /// Where it lies, by the newest row that says so.
+    pub(crate) fn node(&self) -> Option<&NodeId> {
+        self.node.as_ref()
     }
 
     /// Time of the newest row that is not ahead of `now`.
@@ -72,6 +78,9 @@ impl ShardContext {
     pub(crate) fn apply(&mut self, row: &Observation, capacity: usize) -> bool {
         let ts = row.ts.as_ms();
         let values = METRICS.map(|metric| row.get(metric).unwrap_or(f64::NAN));
+        if self.newest.is_none_or(|newest| ts >= newest) && row.node.is_some() {
+            self.node.clone_from(&row.node);
+        }
         let newest = self.newest.map_or(ts, |newest| newest.max(ts));
         self.newest = Some(newest);
         // Whole bins, so that a bin is always computed from all of its rows or from none.

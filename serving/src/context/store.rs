@@ -1,7 +1,7 @@
 //! The newest past of all shards, ready to be forecast from.
 
 use foreshard_datasets::EventCalendar;
-use foreshard_domain::{Metric, Observation, Resource, ShardId, Step, Timestamp};
+use foreshard_domain::{Metric, NodeId, Observation, Resource, ShardId, Step, Timestamp};
 use foreshard_model::Context;
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -216,6 +216,20 @@ impl ContextStore {
             SeriesContext { shard: shard.clone(), metric: *metric, start, step, values, events }
         });
         contexts.collect()
+    }
+
+    /// On which node each shard lies, as far as that is known; a residual lies on its own.
+    pub(crate) fn placement(&self) -> BTreeMap<ShardId, NodeId> {
+        let lies = |(shard, context): (&ShardId, &ShardContext)| {
+            let node = shard.residual_node().or_else(|| context.node().cloned())?;
+            Some((shard.clone(), node))
+        };
+        self.shards.iter().filter_map(lies).collect()
+    }
+
+    /// Whether anything is known of a shard.
+    pub(crate) fn knows(&self, shard: &ShardId) -> bool {
+        self.shards.contains_key(shard)
     }
 
     /// How many shards are known.

@@ -150,7 +150,7 @@ impl ForecastApi {
                 changed = arrived.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = sender.closed() => return,
-                () = self.cut.cancelled() => {
+                () = self.stop.cancelled() => {
                     _ = send(sender, Err(status::stopped())).await;
                     return;
                 }

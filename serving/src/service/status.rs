@@ -46,13 +46,19 @@ pub(super) fn nothing(why: NothingToForecast) -> Status {
     }
 }
 
+/// Nobody knows where any shard lies.
+pub(super) fn nowhere() -> Status {
+    precondition("PLACEMENT", "no row ever named a node; ingest rows with node_id before asking for nodes")
+}
+
 fn precondition(kind: &str, text: &str) -> Status {
     let violation = PreconditionViolation::new(kind, "foreshard.v1.ForecastService", text);
     let details = ErrorDetails::with_precondition_failure(vec![violation]);
     Status::with_error_details(Code::FailedPrecondition, text, details)
 }
 
-fn unknown_shards(shards: &[ShardId]) -> Status {
+/// Nothing was ever observed of these.
+pub(super) fn unknown_shards(shards: &[ShardId]) -> Status {
     let names: Vec<&str> = shards.iter().take(MOST_NAMES).map(ShardId::as_str).collect();
     let more = shards.len().saturating_sub(names.len());
     let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };

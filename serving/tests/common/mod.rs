@@ -122,6 +122,10 @@ impl ServedVersion for TestVersion {
         any_step_corrected(&RiskCalibration { bias: self.bias, slope: 1.0 }, None, series, forecast, limit)
     }
 
+    fn group_risk(&self, _: Product) -> RiskCalibration {
+        RiskCalibration { bias: self.bias, slope: 1.0 }
+    }
+
     fn scenarios(
         &self,
         _: Product,
