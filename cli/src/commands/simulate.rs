@@ -185,11 +185,13 @@ fn replay(
     reactive: &PolicySettings,
     predictive: Option<&(PolicySettings, BTreeMap<u64, Fitted>)>,
 ) -> Result<SimReport, Failure> {
+    let ahead = predictive.map_or(reactive, |(settings, _)| settings);
     let policy = match kind {
         PolicyKind::None => SimPolicy::None,
         PolicyKind::Reactive => SimPolicy::Reactive,
-        PolicyKind::Seasonal => SimPolicy::Seasonal,
-        PolicyKind::Oracle => SimPolicy::Oracle,
+        // Those that look ahead do so with the settings that were chosen for looking ahead, where there are any.
+        PolicyKind::Seasonal => return Ok(simulate(cell, SimPolicy::Seasonal, reactive, ahead)?),
+        PolicyKind::Oracle => return Ok(simulate(cell, SimPolicy::Oracle, reactive, ahead)?),
         PolicyKind::Static => SimPolicy::Static,
         PolicyKind::Predictive => {
             let (settings, fitted) = predictive.ok_or("predictive was not prepared")?;
