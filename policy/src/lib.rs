@@ -12,6 +12,7 @@ mod input;
 mod input_errors;
 mod plan;
 mod planner;
+mod score;
 mod settings;
 pub mod simulate;
 
@@ -22,4 +23,5 @@ pub use input::{Communication, InFlight, PlanningInput, ShardFacts};
 pub use input_errors::{InputError, InputErrors};
 pub use plan::{Considered, FORMAT, IfLost, Move, NodeRisk, Plan, Reason, Refused, RuleName, Score};
 pub use planner::{Deferred, PlanError, PlanReport, Planned, plan};
+pub use score::{DecisionScores, Demand, Judged, Reliability, judge};
 pub use settings::{PolicySettings, RuleSwitches, SearchLimits, SettingsError};

@@ -65,6 +65,46 @@ fn perfect_scenarios_beat_reacting_and_reacting_beats_nothing() {
     }
 }
 
+/// Knowing a day must not be worse than knowing hours, as it was when a plan had to be good for all that it saw: capacity
+/// was a hard limit to the end of the window, and overload of tomorrow was charged like that of now.
+#[test]
+fn seeing_a_day_is_as_good_as_seeing_hours() {
+    let planner = |capacity_window_ms, foresight_half_life_ms| PolicySettings {
+        limit: 0.95,
+        min_gain: 0.0,
+        capacity_window_ms,
+        foresight_half_life_ms,
+        ..base_settings()
+    };
+    let (window, half_life) = (base_settings().capacity_window_ms, base_settings().foresight_half_life_ms);
+    let planners = [(0, 0), (window, 0), (0, half_life), (window, half_life)];
+    for seed in [1, 2] {
+        let cell = cell(seed);
+        let none = simulate(&cell, SimPolicy::None, &base_settings(), &base_settings()).unwrap();
+        for (window, half_life) in planners {
+            let settings = planner(window, half_life);
+            let [hours, day] = [48, 288].map(|horizon| {
+                let mut future = TrueFuture::new(cell.loads().clone(), horizon);
+                simulate(&cell, SimPolicy::Predictive(&mut future), &base_settings(), &settings).unwrap()
+            });
+            for (seen, r) in [("4 h", &hours), ("24 h", &day)] {
+                let (minutes, area) = (r.overload_minutes, r.overload_area);
+                println!(
+                    "{seed} binds {window} ms, fades {half_life} ms, {seen}: {minutes} min, area {area:.1}, {} moves",
+                    r.moves
+                );
+            }
+            if (window, half_life) == planners[3] {
+                assert!(day.overload_minutes <= 0.1 * none.overload_minutes);
+                assert!(day.overload_minutes <= hours.overload_minutes.max(0.05 * none.overload_minutes) * 2.0);
+                assert!(day.moves <= hours.moves);
+            } else if window == 0 {
+                assert!(day.overload_minutes > 0.5 * none.overload_minutes, "the cell must show what it is about");
+            }
+        }
+    }
+}
+
 /// As many shards, nodes and days as a history has: replanning at every step must stay quick.
 #[test]
 fn a_large_cell_is_replayed() {

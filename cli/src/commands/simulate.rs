@@ -25,6 +25,10 @@ use crate::settings::Settings;
 /// Limits that are tried for `predictive`: fewer than for `reactive`, since each try forecasts the whole stretch.
 const PREDICTIVE_TRIGGERS: [f64; 3] = [0.85, 0.95, 1.0];
 
+/// Least gains that are tried for it. They are no multiples of `reactive`'s: late minutes count less to one that looks ahead,
+/// so its gains are smaller.
+const PREDICTIVE_GAINS: [f64; 3] = [0.5, 2.0, 8.0];
+
 #[derive(Serialize)]
 struct Simulated {
     history: String,
@@ -112,8 +116,7 @@ impl Run<'_> {
     fn tune_predictive(&mut self, reactive: &Tuned) -> Result<Tuned, Failure> {
         let early = self.fit(|cell| cell.tuning().start)?;
         self.progress.set("choosing settings of predictive", 0.0, "");
-        let gain = reactive.chosen.min_gain;
-        let grid = TuneGrid { triggers: PREDICTIVE_TRIGGERS.to_vec(), min_gains: vec![gain * 0.5, gain, gain * 2.0] };
+        let grid = TuneGrid { triggers: PREDICTIVE_TRIGGERS.to_vec(), min_gains: PREDICTIVE_GAINS.to_vec() };
         let mut source = |cell: &Cell| -> Result<Box<dyn ScenarioSource>, SourceError> {
             let fitted = early.get(&cell.spec().seed).ok_or("no forecaster of this seed")?;
             Ok(fitted.source())
@@ -185,11 +188,13 @@ fn replay(
     reactive: &PolicySettings,
     predictive: Option<&(PolicySettings, BTreeMap<u64, Fitted>)>,
 ) -> Result<SimReport, Failure> {
+    let ahead = predictive.map_or(reactive, |(settings, _)| settings);
     let policy = match kind {
         PolicyKind::None => SimPolicy::None,
         PolicyKind::Reactive => SimPolicy::Reactive,
-        PolicyKind::Seasonal => SimPolicy::Seasonal,
-        PolicyKind::Oracle => SimPolicy::Oracle,
+        // Those that look ahead do so with the settings that were chosen for looking ahead, where there are any.
+        PolicyKind::Seasonal => return Ok(simulate(cell, SimPolicy::Seasonal, reactive, ahead)?),
+        PolicyKind::Oracle => return Ok(simulate(cell, SimPolicy::Oracle, reactive, ahead)?),
         PolicyKind::Static => SimPolicy::Static,
         PolicyKind::Predictive => {
             let (settings, fitted) = predictive.ok_or("predictive was not prepared")?;

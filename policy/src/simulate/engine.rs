@@ -1,13 +1,16 @@
 //! The replay itself: decide at every step, account by the minute.
 
-use foreshard_domain::{NodeId, PerResource, Placement, Resource, ScenarioSet, Timestamp};
+use foreshard_domain::{NodeId, PerResource, Placement, Resource, ScenarioSet, ShardId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::measure::Measures;
+use super::truth::Truth;
 use super::{Balance, Cell, LeadTime, ScenarioSource, Seen, SimError, SimMove, SimReport};
 use crate::planner::plan_checked;
-use crate::{InFlight, Plan, PlanningInput, PolicySettings, ShardFacts};
+use crate::{
+    DecisionScores, InFlight, Judged, Plan, Planned, PlanningInput, PolicySettings, ShardFacts, decisions, judge,
+};
 
 /// A copy that runs. Ends on whole minutes.
 #[derive(Debug, Clone)]
@@ -59,6 +62,7 @@ impl State {
 }
 
 const MINUTE_MS: i64 = 60_000;
+const HOUR_MS: i64 = 3_600_000;
 
 /// Share above which a load counts as over capacity; what sums of floats cannot tell apart is not.
 const OVER: f64 = 1.0 + 1e-9;
@@ -91,6 +95,7 @@ pub(crate) fn run(
         balance: Balance::default(),
         lead_time_minutes: LeadTime::default(),
         forecast_skill: None,
+        decisions: DecisionScores::default(),
         moved: Vec::new(),
     };
     let mut measures = Measures::new(cell);
@@ -105,6 +110,7 @@ pub(crate) fn run(
         account(cell, step, state, &mut report);
     }
     (report.balance, report.lead_time_minutes, report.forecast_skill) = measures.finish();
+    report.decisions = DecisionScores::of(&decider.judged);
     report.node_hours = report.minutes / 60.0 * cell.spec().nodes as f64;
     Ok(report)
 }
@@ -167,6 +173,9 @@ struct Decider<'c> {
     name: String,
     settings: PolicySettings,
     index: BTreeMap<&'c NodeId, usize>,
+    judged: Vec<Judged>,
+    /// When decisions were judged last.
+    judged_at: Option<Timestamp>,
 }
 
 impl<'c> Decider<'c> {
@@ -180,7 +189,7 @@ impl<'c> Decider<'c> {
             settings.foresight_half_life_ms = 0;
         }
         let index = cell.topology().nodes.iter().enumerate().map(|(i, n)| (&n.id, i)).collect();
-        Self { cell, input: None, name: name.to_owned(), settings, index }
+        Self { cell, input: None, name: name.to_owned(), settings, index, judged: Vec::new(), judged_at: None }
     }
 
     /// Plans at the beginning of a step and starts what is to start now.
@@ -209,10 +218,31 @@ impl<'c> Decider<'c> {
         input.validate().map_err(|source| SimError::Input { at, source })?;
         // The fingerprint is for plans that are kept; these are not.
         let planned = plan_checked(&input, format!("step{step}")).map_err(|source| SimError::Plan { at, source })?;
-        self.input = Some(input);
         report.plans += 1;
+        let moves = report.moves;
+        let owner = state.owner.clone();
         self.start(at, &planned.plan, state, report);
+        self.judge(&input, &planned, &owner, report.moves > moves);
+        self.input = Some(input);
         Ok(self.input.as_ref().map(|input| input.scenarios.clone()))
+    }
+
+    /// Compares decisions with what comes: of one plan an hour, and of every plan of which a move has started.
+    fn judge(&mut self, input: &PlanningInput, planned: &Planned, owner: &[usize], started: bool) {
+        let due = self.judged_at.is_none_or(|last| input.now.since_ms(last) >= HOUR_MS);
+        if !due && !started {
+            return;
+        }
+        let mut records = decisions(input, planned, None);
+        // A move that waits is planned again; only what was carried out is judged as one.
+        let waits = |shard: &ShardId| planned.plan.moves.iter().any(|m| m.shard == *shard && m.start > input.now);
+        records.iter_mut().filter(|r| waits(&r.shard)).for_each(|r| r.target = None);
+        let window = input.scenarios.step().as_ms().saturating_mul(input.scenarios.steps() as i64);
+        let truth = Truth { cell: self.cell, owner };
+        let mut judged = judge(&records, &truth, window, &self.settings);
+        judged.iter_mut().for_each(|j| j.first &= due);
+        self.judged.extend(judged);
+        self.judged_at = if due { Some(input.now) } else { self.judged_at };
     }
 
     /// Whether no node is over the limit by what was observed last, running copies included: then a planner that

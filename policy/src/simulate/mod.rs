@@ -15,6 +15,7 @@ mod measure;
 mod report;
 mod ridge;
 mod sources;
+mod truth;
 mod tune;
 
 use std::ops::Range;

@@ -3,6 +3,8 @@
 use foreshard_domain::{NodeId, ShardId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::DecisionScores;
+
 /// A move that was simulated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SimMove {
@@ -81,6 +83,8 @@ pub struct SimReport {
     /// 1 less the mean absolute error of the nodes' loads in the next four hours over that of yesterday's loads: above 0 is
     /// better than "as yesterday". `None` for policies without a forecast.
     pub forecast_skill: Option<f64>,
+    /// How the decisions turned out: one plan an hour, and every plan that started a move.
+    pub decisions: DecisionScores,
     /// The moves, by start.
     pub moved: Vec<SimMove>,
 }
