@@ -4,6 +4,7 @@ use foreshard_domain::{
     ModelVersion, Observation, Provenance, Resource, Risk, ScenarioSet, SeriesForecast, ShardId, Step, Timestamp,
 };
 use futures::{Stream, StreamExt as _};
+use std::error::Error;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -18,6 +19,9 @@ use crate::{
 
 /// Deadline of a call unless [`ForecastClient::with_timeout`] sets another.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a question is asked again that a closing connection had not sent.
+const ASKED_AGAIN: usize = 3;
 
 /// Rows in one message of an ingest stream: about 200 KiB, one fsync of the server's log.
 const ROWS_PER_MESSAGE: usize = 2000;
@@ -133,6 +137,24 @@ impl ForecastClient {
         request
     }
 
+    /// Asks, and asks again where the connection came to its end before the question was sent. Questions change nothing.
+    async fn ask<T, F>(
+        &self,
+        method: &'static str,
+        call: impl Fn(ForecastServiceClient<Channel>) -> F,
+    ) -> Result<tonic::Response<T>, ClientError>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let mut left = ASKED_AGAIN;
+        loop {
+            match call(self.inner.clone()).await {
+                Err(status) if left > 0 && never_sent(&status) => left -= 1,
+                answer => return answer.map_err(failed(method)),
+            }
+        }
+    }
+
     /// Quantiles per shard and metric, ordered by both.
     ///
     /// # Errors
@@ -141,7 +163,12 @@ impl ForecastClient {
     /// too busy; [`ClientError::Answer`] if the answer breaks a forecast's invariants.
     pub async fn forecast(&self, query: &ForecastQuery) -> Result<Vec<SeriesForecast>, ClientError> {
         let method = "Forecast";
-        let answer = self.inner.clone().forecast(self.request(query.into())).await.map_err(failed(method))?;
+        let answer = self
+            .ask(method, |mut to| {
+                let request = self.request(query.into());
+                async move { to.forecast(request).await }
+            })
+            .await?;
         let series = answer.into_inner().series.into_iter().map(TryInto::try_into);
         series.collect::<Result<_, _>>().map_err(refused(method))
     }
@@ -155,7 +182,12 @@ impl ForecastClient {
         query: &ForecastQuery,
     ) -> Result<impl Stream<Item = Result<Vec<SeriesForecast>, ClientError>> + Send + use<>, ClientError> {
         let method = "ForecastStream";
-        let answer = self.inner.clone().forecast_stream(self.request(query.into())).await.map_err(failed(method))?;
+        let answer = self
+            .ask(method, |mut to| {
+                let request = self.request(query.into());
+                async move { to.forecast_stream(request).await }
+            })
+            .await?;
         Ok(answer.into_inner().map(move |part| series_of(method, part)))
     }
 
@@ -169,9 +201,13 @@ impl ForecastClient {
         query: &ForecastQuery,
     ) -> Result<impl Stream<Item = Result<Vec<SeriesForecast>, ClientError>> + Send + use<>, ClientError> {
         let method = "Watch";
-        let mut request = self.request(v1::ForecastRequest::from(query));
-        request.metadata_mut().remove("grpc-timeout");
-        let answer = self.inner.clone().watch(request).await.map_err(failed(method))?;
+        let answer = self
+            .ask(method, |mut to| {
+                let mut request = self.request(v1::ForecastRequest::from(query));
+                request.metadata_mut().remove("grpc-timeout");
+                async move { to.watch(request).await }
+            })
+            .await?;
         Ok(answer.into_inner().map(move |part| series_of(method, part)))
     }
 
@@ -181,7 +217,12 @@ impl ForecastClient {
     /// As [`ForecastClient::forecast`]; `InvalidArgument` also without any limit.
     pub async fn risk(&self, query: &RiskQuery) -> Result<Vec<ShardRisk>, ClientError> {
         let method = "Risk";
-        let answer = self.inner.clone().risk(self.request(query.into())).await.map_err(failed(method))?;
+        let answer = self
+            .ask(method, |mut to| {
+                let request = self.request(query.into());
+                async move { to.risk(request).await }
+            })
+            .await?;
         let risks = answer.into_inner().risks.into_iter().map(TryInto::try_into);
         risks.collect::<Result<_, _>>().map_err(refused(method))
     }
@@ -193,7 +234,12 @@ impl ForecastClient {
     /// levels or a residual that would move.
     pub async fn node_forecast(&self, query: &NodeQuery) -> Result<Vec<NodeLoad>, ClientError> {
         let method = "NodeForecast";
-        let answer = self.inner.clone().node_forecast(self.request(query.into())).await.map_err(failed(method))?;
+        let answer = self
+            .ask(method, |mut to| {
+                let request = self.request(query.into());
+                async move { to.node_forecast(request).await }
+            })
+            .await?;
         let loads = answer.into_inner().loads.into_iter().map(TryInto::try_into);
         loads.collect::<Result<_, _>>().map_err(refused(method))
     }
@@ -204,7 +250,12 @@ impl ForecastClient {
     /// As [`ForecastClient::forecast`]; `InvalidArgument` also if the set would be larger than the server makes.
     pub async fn scenarios(&self, query: &ScenarioQuery) -> Result<(ScenarioSet, Vec<SeriesProvenance>), ClientError> {
         let method = "Scenarios";
-        let answer = self.inner.clone().scenarios(self.request(query.into())).await.map_err(failed(method))?;
+        let answer = self
+            .ask(method, |mut to| {
+                let request = self.request(query.into());
+                async move { to.scenarios(request).await }
+            })
+            .await?;
         let mut stream = answer.into_inner();
         let mut assembler = ScenarioAssembler::default();
         while let Some(message) = stream.message().await.map_err(failed(method))? {
@@ -248,10 +299,28 @@ impl ForecastClient {
     /// [`ClientError::Call`] or [`ClientError::Answer`].
     pub async fn models(&self) -> Result<Vec<ModelInfo>, ClientError> {
         let method = "Models";
-        let answer = self.inner.clone().models(self.request(v1::ModelsRequest {})).await.map_err(failed(method))?;
+        let answer = self
+            .ask(method, |mut to| {
+                let request = self.request(v1::ModelsRequest {});
+                async move { to.models(request).await }
+            })
+            .await?;
         let models = answer.into_inner().models.into_iter().map(TryInto::try_into);
         models.collect::<Result<_, _>>().map_err(refused(method))
     }
+}
+
+/// Whether the connection was closed before the request went out: the server asks clients to make new ones now and then, and
+/// a request may be handed to one in that moment.
+fn never_sent(status: &tonic::Status) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(status);
+    while let Some(error) = cause {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn series_of(

@@ -109,7 +109,7 @@ pub struct TrainSettings {
     /// MiB of rows of a history that are held in memory; a larger one is read through a scratch file in the registry's
     /// folder. The result does not depend on it.
     pub memory_mib: usize,
-    /// Versions of a model that `train --schedule` keeps, besides those that bear a label.
+    /// Versions of a model that `train --schedule` keeps; those that bear a label always stay.
     pub keep: usize,
     /// From where on the champion counts as no longer fit for the loads.
     pub drift: DriftLimits,

@@ -37,7 +37,10 @@ fn needs(path: &str) -> Needs {
     match (service, method) {
         ("grpc.health.v1.Health", _) => Needs::Nothing,
         ("foreshard.v1.ForecastService", "Ingest") => Needs::Right(Right::Ingest),
-        ("foreshard.v1.ForecastService", _)
+        (
+            "foreshard.v1.ForecastService",
+            "Forecast" | "ForecastStream" | "Watch" | "Risk" | "NodeForecast" | "Scenarios" | "Models",
+        )
         | ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
             Needs::Right(Right::Read)
         }
@@ -91,12 +94,13 @@ impl Access {
 
     /// Reads the file again if it has changed; what was known before holds where that fails.
     pub(crate) fn look(&self) {
-        if !self.file.as_ref().is_some_and(Watched::changed) {
-            return;
-        }
+        let Some(file) = self.file.as_ref().filter(|file| file.changed()) else { return };
         match self.read() {
             Ok(()) => tracing::info!("the tokens were read again"),
-            Err(error) => tracing::error!(error = %reason(&error), "tokens cannot be read; those known before hold"),
+            Err(error) => {
+                file.try_again();
+                tracing::error!(error = %reason(&error), "tokens cannot be read; those known before hold");
+            }
         }
     }
 
@@ -164,7 +168,14 @@ mod tests {
             assert_eq!(code(forecast, unknown), Err(Code::Unauthenticated), "{unknown}");
         }
         assert_eq!(code("/grpc.health.v1.Health/Check", "nothing"), Ok(()));
-        for closed in ["/foreshard.v1.AdminService/Reload", "/some.Other/Method", "/", "", "no/slash"] {
+        for closed in [
+            "/foreshard.v1.AdminService/Reload",
+            "/foreshard.v1.ForecastService/Added",
+            "/some.Other/Method",
+            "/",
+            "",
+            "no/slash",
+        ] {
             assert_eq!(code(closed, read), Err(Code::PermissionDenied), "{closed}");
         }
         assert_eq!(access.check_call(forecast, &HeaderMap::new()).unwrap_err().code(), Code::Unauthenticated);

@@ -167,8 +167,13 @@ impl Guard {
     fn open(config: &ServingConfig) -> Result<Self, ServingError> {
         let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let access = Arc::new(Access::open(config.tokens.clone(), config.token_text.clone())?);
-        if tls.is_none() && access.is_guarded() && !config.listen.ip().is_loopback() {
+        let beyond = [Some(config.listen), config.http].into_iter().flatten().any(|addr| !addr.ip().is_loopback());
+        if beyond && tls.is_none() && access.is_guarded() {
             tracing::warn!("tokens go over the network in plain unless something else encrypts them");
+        }
+        let clients_known = config.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
+        if beyond && !access.is_guarded() && !clients_known {
+            tracing::warn!("whoever reaches this port may read and ingest: there are neither tokens nor a client_ca");
         }
         Ok(Self { tls, access })
     }

@@ -38,6 +38,11 @@ impl Watched {
         *seen = now;
         true
     }
+
+    /// What was seen could not be used: the next look finds it changed again.
+    pub(crate) fn try_again(&self) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 fn state(path: &Path) -> Option<Seen> {
@@ -57,6 +62,8 @@ mod tests {
         let file = Watched::new(path.clone());
         assert!(!file.changed());
         fs::write(&path, "bc").unwrap();
+        assert!(file.changed() && !file.changed());
+        file.try_again();
         assert!(file.changed() && !file.changed());
         fs::remove_file(&path).unwrap();
         assert!(!file.changed());

@@ -9,7 +9,9 @@ use foreshard_datasets::{
     BoundedHistory, EvalSeries, Event, EventCalendar, HistoryError, LeftOut, LeftOutReason, Protocol, Refit,
     ScaleBasis, Target,
 };
-use foreshard_domain::{ClassFigure, ContenderRole, EvaluationSection, FanWindow, Metric, ShardId, Step, Timestamp};
+use foreshard_domain::{
+    ClassFigure, ContenderRole, EvaluationSection, FanWindow, LossRatio, Metric, ShardId, Step, Timestamp,
+};
 use foreshard_model::{ForecastSpec, Forecaster, JudgedSpan, LastValue, MIN_HISTORY_DAYS, SeasonalMean, SeasonalNaive};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -19,7 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::evaluate::{Entrant, EvaluateError};
-use crate::gate::{ClassRatio, Contest};
+use crate::gate::{ClassRatio, Contest, NEGLIGIBLE};
 use crate::judge::{Bench, Candidate, Judged};
 use crate::scores::ScoreError;
 use crate::significance::class_loss_ratio;
@@ -415,7 +417,10 @@ impl MetricBacktest<'_> {
 /// How each class of series fares under the challenger.
 fn class_ratios(challenger: &Judged, champion: &Judged) -> Vec<ClassRatio> {
     let of = |figure: &ClassFigure| {
+        let before = champion.scores.wql_by_class.iter().find(|before| before.class == figure.class)?.value?;
         let loss = class_loss_ratio(&challenger.by_series, &champion.by_series, figure.class)?;
+        // Losses of less than a thousandth of the demand do not decide.
+        let loss = LossRatio { ratio: (figure.value? + NEGLIGIBLE) / (before + NEGLIGIBLE), ..loss };
         Some(ClassRatio { class: figure.class, series: figure.series, loss })
     };
     challenger.scores.wql_by_class.iter().filter_map(of).collect()

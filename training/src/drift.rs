@@ -1,7 +1,7 @@
 //! Whether what a version learned still holds: the loads themselves, its losses, its coverage, and who is there.
 //!
 //! Everything is compared with the days on which the version was judged before it served, so that a version is measured by
-//! its own promise. Nothing is concluded from fewer than [`LEAST_WINDOWS`] windows.
+//! its own promise. Nothing is concluded of losses and coverage from fewer than [`LEAST_WINDOWS`] windows.
 
 mod cusum;
 mod live;

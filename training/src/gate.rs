@@ -82,7 +82,7 @@ const COVERAGE_GOAL: f64 = 0.8;
 
 /// Added to both sides of a ratio: losses of less than a thousandth of the demand do not tell forecasters apart, and a
 /// metric that never changes must not decide by the last digit.
-const NEGLIGIBLE: f64 = 1e-3;
+pub(crate) const NEGLIGIBLE: f64 = 1e-3;
 
 /// One check and what it found.
 struct Check {
@@ -189,7 +189,9 @@ fn against_champion(contests: &[Contest<'_>], limits: &GateLimits) -> Option<Che
 /// Classes that lose: nothing is said of those that do not.
 fn classes(contests: &[Contest<'_>], limits: &GateLimits) -> Vec<Check> {
     let limit = limits.class_ratio_to_champion;
-    let loses = |c: &&ClassRatio| c.series >= LEAST_OF_CLASS && c.loss.ratio > limit && c.loss.low > 1.0;
+    let counts = |c: &&ClassRatio| c.series >= LEAST_OF_CLASS;
+    let looks = contests.iter().flat_map(|c| &c.classes).filter(counts).count();
+    let loses = |c: &&ClassRatio| counts(c) && c.loss.ratio > limit && beyond_chance(&c.loss, looks);
     let told = |contest: &Contest<'_>, c: &ClassRatio| {
         let LossRatio { ratio, low, high } = c.loss;
         let (class, n) = (c.class.name(), c.series);
@@ -202,6 +204,15 @@ fn classes(contests: &[Contest<'_>], limits: &GateLimits) -> Vec<Check> {
         )
     };
     contests.iter().flat_map(|contest| contest.classes.iter().filter(loses).map(move |c| told(contest, c))).collect()
+}
+
+/// Whether a ratio is above 1 by more than chance makes of the worst of `looks` ratios in one of twenty backtests. Its logarithm
+/// is taken for normal; P(z > x) is at most exp(-x^2 / 2), and of several ratios at most their sum.
+fn beyond_chance(loss: &LossRatio, looks: usize) -> bool {
+    // The interval leaves out a twentieth on each side.
+    let deviation = (loss.high.ln() - loss.low.ln()) / (2.0 * 1.645);
+    let needed = (2.0 * (looks.max(1) as f64 / 0.05).ln()).sqrt();
+    loss.ratio.ln() > needed * deviation.max(0.0)
 }
 
 /// Mean over the metrics of a product of the 80 % coverage that `of` says.

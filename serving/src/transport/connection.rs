@@ -44,6 +44,16 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Fails once the connection has come to its end, whether it is read from or written to.
+    fn check_end(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.ends.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "the connection has come to its end")),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
@@ -55,8 +65,8 @@ impl Connected for Connection {
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.ends.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection has come to its end")));
+        if let Err(ended) = this.check_end(cx) {
+            return Poll::Ready(Err(ended));
         }
         let before = buf.filled().len();
         let read = match &mut this.io {
@@ -74,14 +84,22 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        if let Err(ended) = this.check_end(cx) {
+            return Poll::Ready(Err(ended));
+        }
+        match &mut this.io {
             Io::Plain(io) => Pin::new(io).poll_write(cx, bytes),
             Io::Tls(io) => Pin::new(io).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        if let Err(ended) = this.check_end(cx) {
+            return Poll::Ready(Err(ended));
+        }
+        match &mut this.io {
             Io::Plain(io) => Pin::new(io).poll_flush(cx),
             Io::Tls(io) => Pin::new(io).poll_flush(cx),
         }
@@ -99,7 +117,11 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        if let Err(ended) = this.check_end(cx) {
+            return Poll::Ready(Err(ended));
+        }
+        match &mut this.io {
             Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, parts),
             Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, parts),
         }

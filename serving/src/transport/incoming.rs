@@ -190,6 +190,7 @@ mod tests {
         speaks.write_all(b"again").await.unwrap();
         assert_eq!(taken.read(&mut [0; 8]).await.unwrap(), 5, "longer than the silent one was borne");
         assert_eq!(taken.read(&mut [0; 8]).await.unwrap_err().kind(), io::ErrorKind::TimedOut, "old");
+        assert_eq!(taken.write(b"late").await.unwrap_err().kind(), io::ErrorKind::TimedOut, "old, and only written to");
     }
 
     #[tokio::test]

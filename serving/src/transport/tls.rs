@@ -128,6 +128,7 @@ impl Tls {
                 tracing::info!(cert = %self.files.cert.display(), "the certificate was read again");
             }
             Err(error) => {
+                self.watched.iter().for_each(Watched::try_again);
                 tracing::error!(error = %reason(&error), "the certificate cannot be read; the one before is offered on");
             }
         }

@@ -48,7 +48,8 @@ pub fn text(report: &DriftReport) -> String {
     let row = |l: &LiveFigures| {
         let cusum = l.cusum.map_or_else(|| "-".to_owned(), |c| format!("{c:.1}"));
         let windows = l.windows.to_string();
-        let to_naive = |wql: Option<f64>, naive: Option<f64>| figure(wql.zip(naive).map(|(w, n)| w / n));
+        let to_naive =
+            |wql: Option<f64>, naive: Option<f64>| figure(wql.zip(naive).filter(|(_, n)| *n > 0.0).map(|(w, n)| w / n));
         let losses = [to_naive(l.wql_before, l.naive_before), to_naive(l.wql_since, l.naive_since)];
         let coverage = [l.coverage_before, l.coverage_since].map(cover);
         let place = format!("{}, {}", l.product, l.metric);

@@ -24,14 +24,14 @@ pub fn run(text: &str, args: &TrainArgs, settings: &Settings, format: Format) ->
     let stop = Stop::on_signals()?;
     while let Some(due) = schedule.next_after(clock.model()) {
         if format == Format::Text {
-            output::say(&format!("next training: {due} ({text}, {})", settings.data.zone))?;
+            // Nobody may be listening any more; the trainer goes on all the same.
+            _ = output::say(&format!("next training: {due} ({text}, {})", settings.data.zone));
         }
         if !stop.wait_until(due, &clock) {
             break;
         }
         match super::turn(args, settings, format, &|| stop.asked()) {
-            Ok(_) => prune(args, settings)?,
-            Err(_) if stop.asked() => break,
+            Ok(_) => prune(args, settings),
             Err(error) => eprintln!("{}", output::chain(error.as_ref())),
         }
     }
@@ -39,14 +39,14 @@ pub fn run(text: &str, args: &TrainArgs, settings: &Settings, format: Format) ->
 }
 
 /// Versions beyond those to keep are removed; that this fails is told and no reason to end.
-fn prune(args: &TrainArgs, settings: &Settings) -> Result<(), Failure> {
-    let registry = super::registry(args, settings)?;
-    match registry.prune(&settings.registry.model, settings.train.keep) {
+fn prune(args: &TrainArgs, settings: &Settings) {
+    let pruned = super::registry(args, settings)
+        .and_then(|registry| Ok(registry.prune(&settings.registry.model, settings.train.keep)?));
+    match pruned {
         Ok(gone) if !gone.is_empty() => tracing::info!(versions = ?gone, "old versions were removed"),
         Ok(_) => {}
-        Err(error) => eprintln!("{}", output::chain(&error)),
+        Err(error) => eprintln!("{}", output::chain(error.as_ref())),
     }
-    Ok(())
 }
 
 /// Whether the process was asked to stop.
