@@ -20,7 +20,7 @@ use crate::{
 /// Deadline of a call unless [`ForecastClient::with_timeout`] sets another.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a question is asked again that a closing connection had not sent.
+/// How often a question is asked again that a closing connection had not brought.
 const ASKED_AGAIN: usize = 3;
 
 /// Rows in one message of an ingest stream: about 200 KiB, one fsync of the server's log.
@@ -137,7 +137,7 @@ impl ForecastClient {
         request
     }
 
-    /// Asks, and asks again where the connection came to its end before the question was sent. Questions change nothing.
+    /// Asks, and asks again where the connection came to its end before the question was taken. Questions change nothing.
     async fn ask<T, F>(
         &self,
         method: &'static str,
@@ -149,7 +149,7 @@ impl ForecastClient {
         let mut left = ASKED_AGAIN;
         loop {
             match call(self.inner.clone()).await {
-                Err(status) if left > 0 && never_sent(&status) => left -= 1,
+                Err(status) if left > 0 && never_taken(&status) => left -= 1,
                 answer => return answer.map_err(failed(method)),
             }
         }
@@ -310,12 +310,15 @@ impl ForecastClient {
     }
 }
 
-/// Whether the connection was closed before the request went out: the server asks clients to make new ones now and then, and
-/// a request may be handed to one in that moment.
-fn never_sent(status: &tonic::Status) -> bool {
+/// Whether the connection was closed before the server took the request: it asks clients to make new ones now and then
+/// (HTTP/2 GOAWAY), and a request may be handed to an old one in that moment. It was then never sent, or is among those that
+/// the server says it will not look at (RFC 9113, 6.8).
+fn never_taken(status: &tonic::Status) -> bool {
     let mut cause: Option<&(dyn Error + 'static)> = Some(status);
     while let Some(error) = cause {
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+        let unsent = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
+        let going = |e: &h2::Error| e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR);
+        if unsent || error.downcast_ref::<h2::Error>().is_some_and(going) {
             return true;
         }
         cause = error.source();
