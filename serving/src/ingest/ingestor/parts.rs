@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn parts_become_one_row_whatever_happens_between_them() {
-        let between: [&dyn Fn(&Path, Ingestor) -> Ingestor; 4] = [
+        type Between<'a> = &'a dyn Fn(&Path, Ingestor) -> Ingestor;
+        let between: [Between<'_>; 4] = [
             &|_, ingestor| ingestor,
             &|_, ingestor| {
                 ingestor.flush().unwrap();
