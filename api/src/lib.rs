@@ -1,4 +1,4 @@
-//! The wire: protos of package `foreshard.v1`, the code generated from them, conversions between wire and domain, and a
+//! The wire: protos of package `foreshard.v1` and of the Open Inference Protocol, the code generated from them, conversions between wire and domain, and a
 //! typed client that needs no model library.
 //!
 //! Everything that comes off the wire is checked before it becomes a domain type: a forecast whose quantiles cross, a
@@ -18,6 +18,17 @@ mod secret;
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 pub mod v1 {
     tonic::include_proto!("foreshard.v1");
+}
+
+/// The Open Inference Protocol, version 2: code generated from `proto/inference`.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+pub mod inference {
+    tonic::include_proto!("inference");
+    pub use grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+    pub use model_infer_request::InferInputTensor;
+    pub use model_infer_request::InferRequestedOutputTensor;
+    pub use model_infer_response::InferOutputTensor;
+    pub use model_metadata_response::TensorMetadata;
 }
 
 /// The descriptors of all protos of this crate, encoded, as gRPC reflection wants them.

@@ -1,8 +1,10 @@
 //! What can be typed. Meaning is given to it in `commands`.
 
 mod migrate;
+mod prometheus;
 
 pub use migrate::{MigrateCommand, MigrateStartArgs};
+pub use prometheus::RangeArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use foreshard_domain::{Metric, NodeId, Product, ShardId, Timestamp};
@@ -89,17 +91,20 @@ pub struct DemoArgs {
 /// Subcommands of `data`.
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Read a history in another form and write it as a history
+    /// Read a history in another form, or series of Prometheus, and write it as a history
     Import {
         /// Parquet or CSV file, or a dated folder
-        #[arg(long, value_name = "PATH")]
-        from: PathBuf,
+        #[arg(long, value_name = "PATH", required_unless_present = "prometheus")]
+        from: Option<PathBuf>,
         /// History file to write (ending in `.parquet`), or folder to fill with dated pieces
         #[arg(long, value_name = "PATH")]
         to: PathBuf,
         /// CPU speed of a node relative to the reference node, as NODE=FACTOR; its utilisation is multiplied by it
         #[arg(long, value_name = "NODE=FACTOR", value_parser = node_speed)]
         speed: Vec<(NodeId, f64)>,
+        /// What else can be the source
+        #[command(flatten)]
+        range: RangeArgs,
     },
     /// Write a seeded workload
     Generate {

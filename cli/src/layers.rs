@@ -17,9 +17,15 @@ use toml::{Table, Value};
 const PREFIX: &str = "FORESHARD_";
 
 /// Variables with that prefix which are no options: the settings file, the log filter, what computes the network, and secrets,
-/// which belong in no settings: the token of a client and the tokens of a server.
-const NOT_OPTIONS: [&str; 5] =
-    ["FORESHARD_CONFIG", "FORESHARD_LOG", "FORESHARD_SIMD", "FORESHARD_TOKEN", "FORESHARD_TOKENS"];
+/// which belong in no settings: the tokens of a client, of a server, and for Prometheus.
+const NOT_OPTIONS: [&str; 6] = [
+    "FORESHARD_CONFIG",
+    "FORESHARD_LOG",
+    "FORESHARD_PROMETHEUS_TOKEN",
+    "FORESHARD_SIMD",
+    "FORESHARD_TOKEN",
+    "FORESHARD_TOKENS",
+];
 
 /// One thing wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -49,7 +49,7 @@ fn run(cli: &Cli) -> Result<Verdict, Failure> {
     let settings = Settings::load(file.as_deref())?;
     match &cli.command {
         Command::Demo(args) => commands::demo::run(args, format),
-        Command::Data(command) => commands::data::run(command, format),
+        Command::Data(command) => commands::data::run(command, &settings, format),
         Command::Train(args) => commands::train::run(args, &settings, format),
         Command::Evaluate(args) => commands::evaluate::run(args, &settings, format),
         Command::Forecast(args) => commands::forecast::run(args, &settings, format),

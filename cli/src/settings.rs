@@ -1,10 +1,14 @@
 //! Every option with its default; `config/example.toml` shows the same to people, and a test compares them.
 
 mod client;
+mod export;
+mod pull;
 mod receive;
 mod serve;
 
 pub use client::ClientSettings;
+pub use export::ExportSettings;
+pub use pull::PullSettings;
 pub use receive::RemoteWriteSettings;
 pub use serve::ServeSettings;
 

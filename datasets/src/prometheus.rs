@@ -1,17 +1,25 @@
 //! Series of Prometheus as observations: which of them are taken, and what they become.
 //!
 //! A series has labels and one number a time; an observation has a shard, perhaps a node, and a measurement. A mapping says
-//! how one becomes the other: [`Selector`] which series it means (those that are sent here), [`LabelTemplate`] how shard and
+//! how one becomes the other: [`Selector`] which series it means (those that are sent here), or a query of [`PulledSeries`] (those that are asked for, by [`PrometheusSource`]), [`LabelTemplate`] how shard and
 //! node are called, [`Measurement`] the column, and a factor the unit.
 
+mod answer;
+mod import;
 mod mapping;
 mod measurement;
+mod pulled;
 mod selector;
+mod source;
 mod template;
 
+pub use answer::{Point, RangeSeries};
+pub use import::{RangeImport, RangeImportError, RangeReport, import_range};
 pub use mapping::{MappingError, ReceivedSeries, SeriesTarget};
 pub use measurement::Measurement;
+pub use pulled::{PulledCounts, PulledRows, PulledSeries};
 pub use selector::{Selector, SelectorError};
+pub use source::{MOST_POINTS, PrometheusSource, SourceError, SourceSettings};
 pub use template::{LabelTemplate, TemplateError};
 
 /// The value of a label by its name; empty where a series has no such label, as in Prometheus.

@@ -41,6 +41,10 @@ fn needs(path: &str) -> Needs {
             "foreshard.v1.ForecastService",
             "Forecast" | "ForecastStream" | "Watch" | "Risk" | "NodeForecast" | "Scenarios" | "Models",
         )
+        | (
+            "inference.GRPCInferenceService",
+            "ServerLive" | "ServerReady" | "ModelReady" | "ServerMetadata" | "ModelMetadata" | "ModelInfer",
+        )
         | ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
             Needs::Right(Right::Read)
         }
@@ -160,6 +164,8 @@ mod tests {
             |path: &str, authorization: &str| access.check_call(path, &headers(authorization)).map_err(|s| s.code());
         let (read, ingest) = ("Bearer 0123456789abcdef", "bearer  fedcba9876543210");
         let forecast = "/foreshard.v1.ForecastService/Forecast";
+        assert_eq!(code("/inference.GRPCInferenceService/ModelInfer", read), Ok(()));
+        assert_eq!(code("/inference.GRPCInferenceService/ModelInfer", ingest), Err(Code::PermissionDenied));
         assert_eq!(code(forecast, read), Ok(()));
         assert_eq!(code(forecast, ingest), Err(Code::PermissionDenied));
         assert_eq!(code("/foreshard.v1.ForecastService/Ingest", ingest), Ok(()));

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::TlsFiles;
+use crate::{ExportConfig, PullConfig, TlsFiles};
 
 /// Settings of a serving process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,10 @@ pub struct ServingConfig {
     pub events: Option<PathBuf>,
     /// Series that Prometheus sends to the HTTP port, and what they become; without any, nothing is taken.
     pub received: Vec<ReceivedSeries>,
+    /// What is pulled from Prometheus; nothing if not set.
+    pub pulled: Option<PullConfig>,
+    /// Forecasts and risks that `/metrics` shows; none if not set.
+    pub exported: Option<ExportConfig>,
     /// Folder of the log that rows are in before they are acknowledged; `<history>.log` unless set.
     pub log: Option<PathBuf>,
     /// Rows (forecasts of one series) that may wait to be computed; beyond them requests are refused.
@@ -90,6 +94,8 @@ impl Default for ServingConfig {
             history: PathBuf::from("history"),
             events: None,
             received: Vec::new(),
+            pulled: None,
+            exported: None,
             log: None,
             queue_rows: 65_536,
             queue_wait: Duration::from_secs(1),
@@ -153,6 +159,12 @@ impl ServingConfig {
         check("flush_every", !self.flush_every.is_zero(), "must be longer than nothing");
         check("reload_every", !self.reload_every.is_zero(), "must be longer than nothing");
         check("context_days", (1..=400).contains(&self.context_days), "must be 1 to 400");
+        for what in self.pulled.iter().flat_map(PullConfig::problems) {
+            problems.push(ConfigProblem { option: "pulled", what });
+        }
+        for what in self.exported.iter().flat_map(ExportConfig::problems) {
+            problems.push(ConfigProblem { option: "exported", what });
+        }
         problems
     }
 

@@ -10,7 +10,7 @@ mod pace;
 mod queue;
 mod slot;
 
-pub(crate) use answer::{Bench, MAX_SCENARIO_VALUES, risks, scenarios};
+pub(crate) use answer::{Bench, MAX_SCENARIO_VALUES, probability, risks, scenarios};
 pub(crate) use nodes::{NodeQuestion, node_loads};
 pub(crate) use slot::Slot;
 

@@ -22,6 +22,8 @@ use prometheus_client::registry::{Registry, Unit};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::export::Gauges;
+use crate::pull::PullCounts;
 use crate::remote_write::RemoteWriteCounts;
 
 /// Times from half a millisecond to 16 s, each bucket twice the one before.
@@ -85,6 +87,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) calls: CallLayer,
     pub(crate) remote_write: RemoteWriteCounts,
+    pub(crate) pulls: PullCounts,
+    pub(crate) exports: Gauges,
     rows: Family<Became, Counter>,
 }
 
@@ -97,6 +101,10 @@ impl Metrics {
         registry.register("ingest_rows", "Observations that came, by what became of them", rows.clone());
         let remote_write = RemoteWriteCounts::default();
         remote_write.register(&mut registry);
+        let pulls = PullCounts::default();
+        pulls.register(&mut registry);
+        let exports = Gauges::default();
+        registry.register_collector(Box::new(exports.clone()));
         let forecasts = batches.forecasts.clone();
         registry.register("forecasts", "Series that were forecast, by what answered in place of the model", forecasts);
         registry.register("batch_rows", "Series that were forecast together", batches.rows.clone());
@@ -104,7 +112,7 @@ impl Metrics {
         registry.register_with_unit("batch_compute", "Time a batch took", seconds.clone(), batches.compute.clone());
         registry.register_with_unit("queue_wait", "Time requests waited", seconds, batches.waited.clone());
         registry.register_collector(Box::new(state));
-        Self { registry, calls, remote_write, rows }
+        Self { registry, calls, remote_write, pulls, exports, rows }
     }
 
     /// Rows that were taken for good, those among them that replaced others, and rows that were not taken.

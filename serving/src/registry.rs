@@ -108,6 +108,16 @@ impl Reloader {
         Self { folder, model: model.to_owned(), loader, slot, checking, refused, exchanges, refusals }
     }
 
+    /// The model of this server.
+    pub(crate) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The version that answers.
+    pub(crate) fn version(&self) -> Option<ModelVersion> {
+        self.slot.id()
+    }
+
     /// Exchanges the served version if the champion is another one, and returns the new one. A version that cannot be
     /// loaded or fails its rehearsal is refused: the one before goes on serving, and the next check tries again. Without
     /// a champion nothing changes. Blocks on disk and compute.

@@ -2,6 +2,7 @@
 
 mod background;
 
+use foreshard_api::inference::GrpcInferenceServiceServer;
 use foreshard_api::v1::forecast_service_server::ForecastServiceServer;
 use foreshard_api::{FILE_DESCRIPTOR_SET, MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES};
 use foreshard_domain::{Clock, ModelVersion};
@@ -21,9 +22,11 @@ use crate::access::{Access, AccessLayer};
 use crate::config::model_ms;
 use crate::engine::{Bench, Engine, EngineLimits, Slot};
 use crate::events::EventWatch;
+use crate::export::Exporter;
 use crate::http::{self, Pages};
 use crate::ingest::Ingestor;
 use crate::metrics::{BatchTimes, CallLayer, Methods, Metrics, State};
+use crate::pull::Puller;
 use crate::readiness::Readiness;
 use crate::registry::Reloader;
 use crate::remote_write::Receiver;
@@ -132,7 +135,8 @@ pub async fn start_with(
         receiver: Arc::new(receiver),
     };
     let http = http.map(|(incoming, _)| tokio::spawn(http::serve(incoming, pages, stop_http.clone())));
-    let background = vec![
+    let puller = puller(&config, &parts).await?;
+    let mut background = vec![
         tokio::spawn(background::keep_flushing(parts.clone(), config.flush_every, stop.clone())),
         tokio::spawn(background::keep_reloading(
             (Arc::clone(&parts.reloader), events, guard.clone()),
@@ -141,6 +145,9 @@ pub async fn start_with(
         )),
         tokio::spawn(background::keep_telling(health.clone(), Arc::clone(&readiness), stop.clone())),
     ];
+    let exporter = config.exported.clone().map(|exported| Exporter::new(parts.clone(), exported));
+    background.extend(exporter.map(|exporter| tokio::spawn(exporter.keep_exporting())));
+    background.extend(puller.map(|puller| tokio::spawn(puller.keep_pulling())));
     tracing::info!(%addr, http = ?http_addr, model = config.model, version = ?slot.id(), "serving");
     Ok(RunningServer {
         addr,
@@ -158,6 +165,13 @@ pub async fn start_with(
         slot,
         drain_for: config.drain_for,
     })
+}
+
+/// What is to be pulled, if something is.
+async fn puller(config: &ServingConfig, parts: &ForecastApi) -> Result<Option<Puller>, ServingError> {
+    let Some(pulled) = config.pulled.clone() else { return Ok(None) };
+    let (parts, file) = (parts.clone(), config.log_dir().join("pulled.json"));
+    Ok(Some(spawn_blocking(move || Puller::new(parts, pulled, file)).await??))
 }
 
 /// What keeps out who does not belong.
@@ -225,6 +239,9 @@ fn router(
     let forecasts = ForecastServiceServer::new(parts.clone())
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(MAX_RESPONSE_BYTES);
+    let inference = GrpcInferenceServiceServer::new(parts.clone())
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_RESPONSE_BYTES);
     // The grace after that age is kept by the connections themselves: with a grace of its own, tonic cuts without a word.
     let router = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
@@ -236,7 +253,8 @@ fn router(
         .add_service(health_service)
         .add_service(reflection)
         .add_service(older_reflection)
-        .add_service(forecasts);
+        .add_service(forecasts)
+        .add_service(inference);
     Ok((health, router))
 }
 

@@ -6,6 +6,7 @@
 //! its details: a misspelt name must not look like a shard without load.
 
 mod forecasts;
+mod inference;
 mod levels;
 mod nodes;
 mod scenarios;

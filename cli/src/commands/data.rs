@@ -1,5 +1,7 @@
 //! `foreshard data`: histories in, out and looked at.
 
+mod range;
+
 use foreshard_datasets::{
     HistoryFolder, ImportOptions, Inspection, ReadFilter, ReadReport, Workload, WorkloadSpec, import, inspect,
     read_history, write_events, write_history,
@@ -11,11 +13,15 @@ use std::path::Path;
 
 use crate::args::DataCommand;
 use crate::output::{self, Failure, Format, Verdict};
+use crate::settings::Settings;
 
 /// Runs one of the subcommands.
-pub fn run(command: &DataCommand, format: Format) -> Result<Verdict, Failure> {
+pub fn run(command: &DataCommand, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
     match command {
-        DataCommand::Import { from, to, speed } => bring_in(from, to, speed, format),
+        DataCommand::Import { from: Some(from), to, speed, .. } => bring_in(from, to, speed, format),
+        DataCommand::Import { from: None, to, speed, range } => {
+            range::bring_in(range, to, speed, &settings.serve.prometheus, format)
+        }
         DataCommand::Generate { to, shards, days, seed, zone, events, end } => {
             let mut spec = WorkloadSpec {
                 shards: *shards,
@@ -65,12 +71,16 @@ fn generate(to: &Path, events: Option<&Path>, spec: WorkloadSpec, format: Format
 /// Rows of one call while a folder is filled: pieces of some megabytes.
 const ROWS_AT_ONCE: usize = 100_000;
 
+/// Whether one history file is to be written, and no folder of them.
+fn is_file(to: &Path) -> bool {
+    to.extension().is_some_and(|e| e == "parquet")
+}
+
 /// A file with an ending is one history file; anything else a dated folder, as the serving process wants it.
 fn bring_in(from: &Path, to: &Path, speeds: &[(NodeId, f64)], format: Format) -> Result<Verdict, Failure> {
     let options =
         ImportOptions { speeds: speeds.iter().cloned().collect::<BTreeMap<_, _>>(), ..ImportOptions::default() };
-    let parquet = to.extension().is_some_and(|e| e == "parquet");
-    let report = if parquet {
+    let report = if is_file(to) {
         import(from, to, &options)?
     } else {
         let staged = tempfile::NamedTempFile::with_suffix(".parquet")?;

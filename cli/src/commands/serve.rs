@@ -82,6 +82,8 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
         stale_after: serve.stale_after,
         ahead_at_most: serve.ahead_at_most,
         received: serve.remote_write.series.clone(),
+        pulled: serve.prometheus.config()?,
+        exported: serve.export.config()?,
         ..ServingConfig::default()
     })
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::RemoteWriteSettings;
+use super::{ExportSettings, PullSettings, RemoteWriteSettings};
 
 /// `[serve]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +59,10 @@ pub struct ServeSettings {
     pub ahead_at_most: Duration,
     /// What Prometheus sends.
     pub remote_write: RemoteWriteSettings,
+    /// What is asked of a Prometheus.
+    pub prometheus: PullSettings,
+    /// What `/metrics` shows of forecasts.
+    pub export: ExportSettings,
 }
 
 impl Default for ServeSettings {
@@ -98,6 +102,8 @@ impl Default for ServeSettings {
             stale_after,
             ahead_at_most,
             remote_write: RemoteWriteSettings::default(),
+            prometheus: PullSettings::default(),
+            export: ExportSettings::default(),
         }
     }
 }

@@ -195,7 +195,7 @@ pub(crate) fn risks(
 
 /// The probability that a load is over `limit` at any of the first `window` steps, corrected by what was said in the past and
 /// what came.
-fn probability(
+pub(crate) fn probability(
     version: Option<&dyn ServedVersion>,
     product: Product,
     forecast: &SeriesForecast,

@@ -37,7 +37,7 @@ type Parts = ReceiverStream<Result<v1::ForecastResponse, Status>>;
 pub(super) struct Levels(Option<Arc<QuantileLevels>>);
 
 impl Levels {
-    fn new(levels: Vec<f64>) -> Result<Self, Status> {
+    pub(super) fn new(levels: Vec<f64>) -> Result<Self, Status> {
         if levels.is_empty() {
             return Ok(Self(None));
         }

@@ -4,8 +4,11 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod gauges;
+mod inference;
 mod prometheus;
 mod sender;
+mod source;
 
 use common::*;
 use foreshard_api::Secret;
