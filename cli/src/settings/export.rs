@@ -52,7 +52,7 @@ impl ExportSettings {
             product: self.product,
             horizons: self.horizons.iter().map(span).collect::<Result<_, _>>()?,
             levels: self.levels.clone(),
-            limits: self.limits.clone(),
+            limits: self.limits,
         }))
     }
 }

@@ -91,7 +91,7 @@ impl PullSettings {
     /// # Errors
     /// If there is no address, or a file cannot be read.
     pub fn source(&self, url: &str) -> Result<PrometheusSource, Failure> {
-        let url = if url.is_empty() { &self.url } else { url };
+        let url = if url.is_empty() { self.url.as_str() } else { url };
         if url.is_empty() {
             return Err("no Prometheus is named: give its address, or set serve.prometheus.url".into());
         }
@@ -103,7 +103,7 @@ impl PullSettings {
             Some(bytes) => Some(String::from_utf8_lossy(&bytes).trim().to_owned()),
             None => std::env::var(TOKEN).ok().filter(|token| !token.is_empty()),
         };
-        let settings = SourceSettings { url: url.clone(), ca, token, timeout: self.timeout, tries: TRIES };
+        let settings = SourceSettings { url: url.to_owned(), ca, token, timeout: self.timeout, tries: TRIES };
         Ok(PrometheusSource::new(&settings)?)
     }
 }

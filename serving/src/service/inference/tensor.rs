@@ -56,8 +56,8 @@ fn wrong(tensor: &InferInputTensor, what: &str) -> Status {
 }
 
 fn elements(tensor: &InferInputTensor) -> Result<usize, Status> {
-    let sides = tensor.shape.iter().map(|side| usize::try_from(*side).ok());
-    let product = sides.fold(Some(1usize), |product, side| product?.checked_mul(side?));
+    let mut sides = tensor.shape.iter().map(|side| usize::try_from(*side).ok());
+    let product = sides.try_fold(1usize, |product, side| product.checked_mul(side?));
     product.ok_or_else(|| wrong(tensor, &format!("has no shape that can be: {:?}", tensor.shape)))
 }
 
