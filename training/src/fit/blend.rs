@@ -7,7 +7,7 @@ use super::sampling::Samples;
 /// Shares that are tried, besides none.
 const SHARES: [f32; 8] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9];
 /// What a share has to take off the loss: less is chance, and not worth a second model.
-const LEAST_GAIN: f64 = 0.003;
+const LEAST_GAIN: f64 = 0.01;
 /// Origins whose rows are looked at together.
 const ORIGINS: usize = 64;
 
