@@ -99,7 +99,8 @@ mod tests {
         assert!(matches!(watch.check(), Err(EventsError::Table(_))));
         watch.look();
         assert_eq!(known(), one);
-        fs::write(&path, format!("start,end,name\n{row}{row}{row}")).unwrap();
+        let other = row.replace("sale", "raid");
+        fs::write(&path, format!("start,end,name\n{row}{other}")).unwrap();
         assert!(watch.check().unwrap());
         assert_ne!(known(), one);
         assert!(!EventWatch::new(None, contexts).check().unwrap());
