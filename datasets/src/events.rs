@@ -58,6 +58,7 @@ impl EventCalendar {
                 calendar.everyone.binary_search_by(same).is_err()
             });
         }
+        calendar.by_shard.retain(|_, own| !own.is_empty());
         calendar
     }
 
@@ -171,6 +172,7 @@ mod tests {
         assert_eq!(told, EventCalendar::new([event(own, "raid"), event(None, "sale")]).to_string());
         assert_ne!(told, EventCalendar::new([event(None, "raid"), event(None, "sale")]).to_string());
         assert_eq!(EventCalendar::default().to_string(), "none");
+        assert_eq!(EventCalendar::new([event(own, "x"), event(None, "x")]), EventCalendar::new([event(None, "x")]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// No probability is told nearer to 0 or 1: what was counted on some hundred moments cannot know better.
+/// No probability is told nearer to 0 or 1 by counting alone: some hundred moments cannot know better.
 const LEAST: f64 = 0.005;
 /// What is as good as 0 on the scale of log odds.
 const NEVER: f64 = 1e-12;

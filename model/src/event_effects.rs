@@ -11,6 +11,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use foreshard_datasets::LoadEvent;
 use foreshard_domain::{Metric, ShardId, Step, Timestamp};
@@ -24,6 +25,7 @@ pub use occurrence::{EventSource, Occurrence};
 const LEAD: usize = 2;
 const INSIDE: usize = 8;
 const BINS: usize = LEAD + INSIDE + LEAD;
+const PARTS: [Range<usize>; 3] = [0..LEAD, LEAD..LEAD + INSIDE, LEAD + INSIDE..BINS];
 /// Lead and tail last a quarter of the event each, an hour at most.
 const MOST_SHOULDER_MS: i64 = 3_600_000;
 /// Most that an event may do to a load, as log of a factor: ten times as much, a hundredth of it.
@@ -67,9 +69,11 @@ impl EventEffects {
         }
         let mut by_name: BTreeMap<String, BTreeMap<Metric, Effect>> = BTreeMap::new();
         for ((name, metric), mut occurrences) in seen {
-            // What it does is read where it was alone; only of one that never was, its part of what came is guessed.
-            if !occurrences.iter().any(Occurrence::was_alone) {
-                occurrences.iter_mut().for_each(|one| one.factors = one.shared);
+            // What it does is read where it was alone; only where it never was, its part of what came is guessed.
+            for bin in 0..BINS {
+                if !occurrences.iter().any(|one| one.was_alone(bin)) {
+                    occurrences.iter_mut().for_each(|one| one.guess(bin));
+                }
             }
             by_name.entry(name).or_default().insert(metric, Effect::of(&occurrences));
         }
@@ -90,6 +94,11 @@ impl EventEffects {
                 && (0.0..=MOST).contains(&e.scatter)
                 && e.own.values().all(|own| (0.0..=MOST_OWN).contains(own))
         })
+    }
+
+    /// Whether some event leaves less than a tenth of a load.
+    pub(crate) fn close_loads(&self) -> bool {
+        self.by_name.values().flat_map(BTreeMap::values).flat_map(|effect| effect.profile).any(|log| log < -MOST)
     }
 
     /// The past of a series without what its events did: divided by their factors, missing where they left next to nothing.
@@ -202,7 +211,7 @@ fn middle(start: Timestamp, i: usize, step: Step) -> Timestamp {
 }
 
 /// The steps of a grid whose middles lie within an event, its lead or its tail.
-fn steps_of(event: &LoadEvent, start: Timestamp, step: Step, n: usize) -> std::ops::Range<usize> {
+fn steps_of(event: &LoadEvent, start: Timestamp, step: Step, n: usize) -> Range<usize> {
     let shoulder = shoulder_ms(event);
     let place = |ts: Timestamp| {
         let ms = ts.since_ms(start).saturating_sub(step.as_ms() / 2);
@@ -274,7 +283,7 @@ impl Effect {
 /// of the same part, where lead and tail of which nothing is known have no effect.
 fn fill(profile: &mut [f32; BINS]) {
     let known = *profile;
-    for part in [0..LEAD, LEAD..LEAD + INSIDE, LEAD + INSIDE..BINS] {
+    for part in PARTS {
         for bin in part.clone() {
             let nearest = part.clone().filter(|b| known[*b].is_finite()).min_by_key(|b| b.abs_diff(bin));
             profile[bin] = nearest.map_or(0.0, |b| known[b]);

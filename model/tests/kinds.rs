@@ -220,7 +220,7 @@ fn maps_have_their_share_in_what_networks_say_and_a_folder_keeps_it() {
     let dir = folder.path().join("1");
     write_version(&dir, &parts(vec![product(Product::NextHours, blend(0.25))])).unwrap();
     let version = Version::load(&dir).unwrap();
-    assert_eq!(version.manifest().kind, ModelKind::Lstm);
+    assert_eq!((version.manifest().kind, version.manifest().schema), (ModelKind::Lstm, 3));
     assert_eq!(version.manifest().products[0].ridge_share, Some(0.25));
     let values: Vec<f32> =
         (0..288 * 9).map(|i| 40.0 + (i as f32 / 288.0 * std::f32::consts::TAU).sin() * 9.0).collect();

@@ -29,7 +29,7 @@ pub struct GateLimits {
     pub least_coverage: f64,
     /// Highest coverage of the same: intervals that hold everything say nothing.
     pub most_coverage: f64,
-    /// Most that medians may change while half a window passes, over the error that they had ([`Steadiness::revision`]), of
+    /// Most that means may change while half a window passes, over the error that they had ([`Steadiness::revision`]), of
     /// each product and metric; or as much as the champion's change.
     pub most_revision: f64,
     /// Longest that the forecast of one series alone may take, in milliseconds.
@@ -48,7 +48,7 @@ impl Default for GateLimits {
             least_coverage: 0.6,
             most_coverage: 0.95,
             most_revision: 1.0,
-            most_latency_ms: 100.0,
+            most_latency_ms: 250.0,
         }
     }
 }
@@ -109,7 +109,7 @@ fn check(passed: bool, reason: String) -> Check {
 /// Promotion takes all of: something to compare, the same windows for everybody, better than seasonal naive over all, in no
 /// part much worse, better than the best rival, not worse than the champion beyond the stated margin, no class of series worse
 /// than under the champion beyond it and beyond chance, coverage inside its bounds and not much further from its goal than the
-/// champion's, medians that follow what becomes known and not noise, answers in time, no product less.
+/// champion's, means that follow what becomes known and not noise, answers in time, no product less.
 pub fn gate(contests: &[Contest<'_>], withdrawn: &[String], limits: &GateLimits) -> GateVerdict {
     let mut checks = Vec::new();
     if contests.iter().all(|c| c.challenger.wql.is_none()) {
@@ -144,10 +144,10 @@ fn same_windows(contest: &Contest<'_>) -> Option<Check> {
 /// Who changes its mind by more than it was wrong: nothing is said of those that do not.
 fn steady(contests: &[Contest<'_>], limits: &GateLimits) -> Vec<Check> {
     let told = |c: &Contest<'_>| {
-        let [own, champion] = c.steadiness.map(|s| s.map(|s| s.revision));
+        let [own, champion] = c.steadiness.map(|s| s?.revision);
         let (own, limit) = (own?, champion.map_or(limits.most_revision, |champion| champion.max(limits.most_revision)));
         let reason = format!(
-            "{}, {}: medians change by {own:.2} of their error while half a window passes, limit {limit:.2}",
+            "{}, {}: means change by {own:.2} of their error while half a window passes, limit {limit:.2}",
             c.product, c.metric
         );
         (own.is_nan() || own > limit).then(|| check(false, reason))

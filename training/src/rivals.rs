@@ -7,6 +7,7 @@ use crate::{FitControl, FittedModel, SeriesSource, TrainError, TrainParams, Trai
 
 /// Rivals as fitted, by their kind.
 pub(crate) struct FittedRivals {
+    /// By kind, one product each.
     fitted: Vec<(ModelKind, FittedModel)>,
     /// Those that could not be, and why.
     pub missing: Vec<String>,
@@ -27,14 +28,18 @@ impl FittedRivals {
         let params = spec.params();
         let (mut fitted, mut missing) = (Vec::new(), Vec::new());
         for model in kinds.iter().copied().filter(|kind| *kind != params.model) {
-            let own = params.products.iter().filter(|product| series.count(&product.name) > 0).cloned().collect();
-            let rival = TrainParams { model, products: own, warm_start: None, ..params.clone() }.check();
-            let Ok(rival) = rival else { continue };
-            let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop };
-            match fit(series, &rival, &mut control) {
-                Ok(rival) => fitted.push((model, rival)),
-                Err(error @ (TrainError::Stopped { .. } | TrainError::History(_))) => return Err(error),
-                Err(error) => missing.push(format!("not compared with {}: {}", model.name(), chain(&error))),
+            // Each by itself: what cannot be fitted of one is fitted of the others.
+            for product in params.products.iter().filter(|product| series.count(&product.name) > 0) {
+                let (name, products) = (&product.name, vec![product.clone()]);
+                let Ok(rival) = (TrainParams { model, products, warm_start: None, ..params.clone() }).check() else {
+                    continue;
+                };
+                let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop };
+                match fit(series, &rival, &mut control) {
+                    Ok(rival) => fitted.push((model, rival)),
+                    Err(error @ (TrainError::Stopped { .. } | TrainError::History(_))) => return Err(error),
+                    Err(error) => missing.push(format!("{name}: not compared with {model}: {}", chain(&error))),
+                }
             }
         }
         missing.iter().for_each(|why| tracing::warn!("{why}"));

@@ -73,7 +73,9 @@ fn train(history: &History) -> Result<Version, PipelineError> {
         render: &render,
     };
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
-    train_version(history, &params.check().unwrap(), &registry, "lstm", &options, &mut control)?;
+    let report = train_version(history, &params.check().unwrap(), &registry, "lstm", &options, &mut control)?;
+    // The ridge beside it was fitted too.
+    assert!(!report.evaluation.notes.iter().any(|n| n.contains("not compared")), "{:?}", report.evaluation.notes);
     Ok(registry.load("lstm", 1).unwrap())
 }
 

@@ -6,7 +6,7 @@ use foreshard_domain::{
     ContenderRole, EvaluationReport, Metric, Observation, Product, QuantileLevels, ShardId, Step, SystemClock,
     Timestamp,
 };
-use foreshard_model::ForecastSpec;
+use foreshard_model::{ForecastSpec, ModelKind};
 use foreshard_training::{
     FitControl, GateLimits, Labels, MemberSpec, PipelineError, ProductSpec, Registry, TrainOptions, TrainParams,
     TrainReport, TrainSpec, train_version,
@@ -132,6 +132,29 @@ fn a_version_is_trained_judged_published_and_promoted() {
     assert_eq!(of_class, contenders[0].scores.series);
     let champion = if second.promoted { 2 } else { 1 };
     assert_eq!(registry.labels("lstm").unwrap().champion, Some(champion), "{:?}", second.reasons);
+}
+
+#[cfg(not(feature = "prophet"))]
+#[test]
+fn a_rival_that_cannot_be_fitted_is_missing_and_told_of() {
+    let (_dir, registry) = registry();
+    let (history, spec) = (history_until(40, None), spec(vec![product("hours", 6)]));
+    let render = |report: &EvaluationReport| report.title.clone();
+    let rivals = &[ModelKind::Prophet, ModelKind::Ridge];
+    let options = TrainOptions {
+        limits: GateLimits::default(),
+        events: Arc::default(),
+        rivals,
+        clock: &SystemClock,
+        render: &render,
+    };
+    let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
+    let report = train_version(&history, &spec, &registry, "lstm", &options, &mut control).unwrap();
+    let told = "hours: not compared with prophet: this program was built without prophet";
+    assert!(report.evaluation.notes.iter().any(|note| note.starts_with(told)), "{:?}", report.evaluation.notes);
+    let names: Vec<&str> = report.evaluation.sections[0].contenders.iter().map(|c| c.name.as_str()).collect();
+    assert!(names.contains(&"ridge") && !names.contains(&"prophet"), "{names:?}");
+    registry.load("lstm", 1).unwrap();
 }
 
 #[test]

@@ -37,8 +37,16 @@ pub struct Occurrence {
 }
 
 impl Occurrence {
-    pub(super) fn was_alone(&self) -> bool {
-        self.factors.iter().any(|f| f.is_finite())
+    /// Whether it was alone in a stretch of it.
+    pub(super) fn was_alone(&self, bin: usize) -> bool {
+        self.factors.get(bin).is_some_and(|factor| factor.is_finite())
+    }
+
+    /// Takes its part of what came with others in a stretch for what it does.
+    pub(super) fn guess(&mut self, bin: usize) {
+        if let (Some(factor), Some(shared)) = (self.factors.get_mut(bin), self.shared.get(bin)) {
+            *factor = *shared;
+        }
     }
 }
 

@@ -160,6 +160,23 @@ fn events_of_two_names_at_a_time_are_told_apart() {
 }
 
 #[test]
+fn events_that_always_come_together_share_what_they_do() {
+    // One sticks out before the other, which sticks out behind it: neither was ever alone in its middle.
+    let days = [8, 15, 23, 31, 40];
+    let at = |day: i64, name: &str, from: i64, to: i64| {
+        let start = Timestamp::from_ms((day * 24 + from) * HOUR_MS);
+        LoadEvent { start, end: start.plus_ms((to - from) * HOUR_MS), name: name.to_owned(), shard: None }
+    };
+    let both = days.iter().flat_map(|day| [at(*day, "campaign", 8, 14), at(*day, "letter", 10, 16)]);
+    let events = EventCalendar::new(both);
+    let on = |i: usize| days.contains(&((i / 24) as i64)) && (10..14).contains(&(i % 24));
+    let all: Vec<f32> = (0..DAYS * 24).map(|i| usual(i) * if on(i) { 4.0 } else { 1.0 }).collect();
+    let effects = effects_of(&all, &events);
+    let factor = factor_after(&effects, &all, &events);
+    assert!((1.8..4.5).contains(&factor), "{factor}");
+}
+
+#[test]
 fn days_on_which_nothing_happened_are_taken_out_of_the_past() {
     let days = [8, 15, 23, 31, 40];
     let events = EventCalendar::new(days.map(sale));

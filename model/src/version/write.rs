@@ -172,6 +172,11 @@ fn kernel(kind: ModelKind) -> String {
     format!("{library}, {PROGRAM}, {kernel} on {}", std::env::consts::ARCH)
 }
 
+/// Whether programs that read the schema before this one would not understand a product.
+fn needs_newest(trained: &TrainedParts) -> bool {
+    matches!(trained.learned, Learned::Blend(_)) || trained.events.close_loads()
+}
+
 fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manifest {
     let product = |VersionProduct { trained, judged, .. }: &VersionProduct| ProductManifest {
         name: trained.name.clone(),
@@ -188,7 +193,7 @@ fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manife
         judged: *judged,
     };
     Manifest {
-        schema: SCHEMA,
+        schema: if parts.products.iter().any(|p| needs_newest(&p.trained)) { SCHEMA } else { SCHEMA - 1 },
         kind: kind(parts),
         model: parts.model.clone(),
         number: parts.number,

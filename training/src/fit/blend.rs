@@ -6,8 +6,8 @@ use super::sampling::Samples;
 
 /// Shares that are tried, besides none.
 const SHARES: [f32; 8] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9];
-/// What a share has to take off the loss: less is chance, and not worth a second model.
-const LEAST_GAIN: f64 = 0.01;
+/// What a share has to take off the loss, in standard errors over the origins: less is chance, of eight tries the best.
+const LEAST_GAIN: f64 = 2.0;
 /// Origins whose rows are looked at together.
 const ORIGINS: usize = 64;
 
@@ -16,6 +16,8 @@ const ORIGINS: usize = 64;
 pub(super) struct Losses {
     pub alone: f64,
     pub shared: [f64; SHARES.len()],
+    /// Standard error of what each share takes off, with the origins for independent.
+    errors: [f64; SHARES.len()],
 }
 
 impl Losses {
@@ -29,34 +31,46 @@ impl Losses {
         let steps: Vec<usize> = (0..samples.features().horizon).collect();
         let origins: Vec<usize> = (0..samples.validation.len()).collect();
         let pieces: Vec<&[usize]> = origins.chunks(ORIGINS).collect();
-        let parts = lanes.map(&pieces, |_, piece| -> Result<Sums, NetworkError> {
+        let parts = lanes.map(&pieces, |_, piece| -> Result<Vec<Sums>, NetworkError> {
             let example = samples.validation.example(piece, &steps, |_| false);
             let (ours, maps) = (averaged(&networks, &example.batch)?, ridge.rows(&example.batch));
-            let mut sums = Sums::default();
-            for ((ours, maps), (target, weight)) in
-                ours.iter().zip(&maps).zip(example.targets.iter().zip(&example.weights))
-            {
-                sums.add(ours, maps, *target, f64::from(*weight));
+            let mut by_origin = vec![Sums::default(); piece.len()];
+            let rows = ours.iter().zip(&maps).zip(example.targets.iter().zip(&example.weights));
+            for (i, ((ours, maps), (target, weight))) in rows.enumerate() {
+                if let Some(sums) = by_origin.get_mut(i / steps.len().max(1)) {
+                    sums.add(ours, maps, *target, f64::from(*weight));
+                }
             }
-            Ok(sums)
+            Ok(by_origin)
         });
+        let by_origin: Vec<Vec<Sums>> = parts.into_iter().collect::<Result<_, _>>()?;
+        Ok(Self::from(&by_origin.concat()))
+    }
+
+    fn from(by_origin: &[Sums]) -> Self {
         let mut total = Sums::default();
-        for part in parts {
-            total.append(&part?);
-        }
+        by_origin.iter().for_each(|origin| total.append(origin));
         let mean = |sum: f64| sum / total.weight;
-        Ok(Self { alone: mean(total.alone), shared: total.shared.map(mean) })
+        let (alone, shared) = (mean(total.alone), total.shared.map(mean));
+        let mut squares = [0.0; SHARES.len()];
+        for origin in by_origin {
+            for ((square, own), all) in squares.iter_mut().zip(origin.shared).zip(shared) {
+                // How far what it takes off here is from what it takes off on the whole.
+                *square += ((origin.alone - own) - (alone - all) * origin.weight).powi(2);
+            }
+        }
+        Self { alone, shared, errors: squares.map(|square| mean(square.sqrt())) }
     }
 
     /// The share with the least loss and that loss, if it is worth it.
     pub(super) fn best(&self) -> Option<(f32, f64)> {
-        let all = SHARES.iter().copied().zip(self.shared);
-        let (share, loss) = all.min_by(|a, b| a.1.total_cmp(&b.1))?;
-        (loss < self.alone * (1.0 - LEAST_GAIN)).then_some((share, loss))
+        let all = SHARES.iter().copied().zip(self.shared).zip(self.errors);
+        let ((share, loss), error) = all.min_by(|((_, a), _), ((_, b), _)| a.total_cmp(b))?;
+        (self.alone - loss > LEAST_GAIN * error).then_some((share, loss))
     }
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Sums {
     weight: f64,
     alone: f64,
@@ -93,13 +107,13 @@ mod tests {
     use super::*;
 
     fn losses(errors: impl Fn(usize) -> (f32, f32)) -> Losses {
-        let mut sums = Sums::default();
-        for i in 0..200 {
-            let (ours, maps) = errors(i);
+        let origins = (0..200).map(|i| {
+            let (mut sums, (ours, maps)) = (Sums::default(), errors(i));
             sums.add(&[10.0 + ours; 13], &[10.0 + maps; 13], 10.0, 1.0);
             sums.add(&[f32::MAX; 13], &[0.0; 13], 0.0, 0.0);
-        }
-        Losses { alone: sums.alone / sums.weight, shared: sums.shared.map(|sum| sum / sums.weight) }
+            sums
+        });
+        Losses::from(&origins.collect::<Vec<_>>())
     }
 
     #[test]
@@ -110,7 +124,9 @@ mod tests {
         assert!(share == 0.5 && loss < losses(|i| (sign(i, 1), sign(i, 2))).alone, "{share} {loss}");
         assert_eq!(losses(|i| (sign(i, 1), sign(i, 1))).best(), None, "the same errors");
         assert_eq!(losses(|i| (0.1 * sign(i, 1), 3.0 * sign(i, 2))).best(), None, "far larger ones");
-        let none = Losses { alone: f64::NAN, shared: [f64::NAN; SHARES.len()] };
-        assert_eq!(none.best(), None, "nothing was held back");
+        // Better on the whole by what two origins of two hundred make of it.
+        let chance = losses(|i| if i < 2 { (3.0, 2.0) } else { (sign(i, 1), 1.009 * sign(i, 1)) });
+        assert!(chance.shared[7] < chance.alone && chance.best().is_none(), "{chance:?}");
+        assert_eq!(Losses::from(&[]).best(), None, "nothing was held back");
     }
 }

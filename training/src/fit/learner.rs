@@ -1,6 +1,6 @@
 //! What is fitted, by kind of model: before the cut, where it is judged, and once more on everything.
 
-use foreshard_model::{Blend, Lanes, Learned, ModelKind, Weights};
+use foreshard_model::{Blend, Lanes, Learned, ModelKind, Ridge, Weights};
 
 use super::blend::Losses;
 use super::member::{Done, MemberRun, Until, members_of};
@@ -29,12 +29,19 @@ pub(super) struct Judged {
 
 /// How to learn the same once more on everything.
 pub(super) enum Again {
-    /// Each network for the steps that had served best; with linear maps beside them held by a penalty, and their share.
-    Networks(Vec<(MemberSpec, Until)>, Option<(f64, f32)>),
+    /// Each network for the steps that had served best, and the linear maps beside them if there are some.
+    Networks(Vec<(MemberSpec, Until)>, Option<Maps>),
     /// Linear maps held by this penalty.
     Ridge(f64),
     /// Each series once more.
     Prophet,
+}
+
+/// Linear maps with a share in what networks say.
+pub(super) struct Maps {
+    ridge: Ridge,
+    penalty: f64,
+    share: f32,
 }
 
 impl Learner<'_, '_> {
@@ -76,6 +83,9 @@ impl Learner<'_, '_> {
         networks: Vec<Weights>,
         (again, how): (Vec<(MemberSpec, Until)>, String),
     ) -> Result<Judged, TrainError> {
+        if (self.control.stop)() {
+            return Err(TrainError::Stopped { product: self.product.name.clone(), step: self.spec.params().steps });
+        }
         let maps = match self.spec.params().blend {
             true => ridge::before_cut(samples, self.lanes)
                 .inspect_err(|error| tracing::warn!(%error, product = %self.product.name, "no linear maps for a blend"))
@@ -92,9 +102,10 @@ impl Learner<'_, '_> {
             return alone(networks, again, format!("{how}; no share of linear maps would lower it"));
         };
         let together = losses.alone;
-        let how = format!("{how}; together {together:.4}, with a share of {share:.1} for linear maps {loss:.4}");
-        let again = Again::Networks(again, Some((maps.penalty, share)));
-        Ok(Judged { learned: Learned::Blend(Blend { networks, ridge: maps.ridge, share }), again, how })
+        let how = format!("{how}; together {together:.4}, with a share of {share:.2} for linear maps {loss:.4}");
+        let ridge = maps.ridge;
+        let again = Again::Networks(again, Some(Maps { ridge: ridge.clone(), penalty: maps.penalty, share }));
+        Ok(Judged { learned: Learned::Blend(Blend { networks, ridge, share }), again, how })
     }
 
     /// Learns the same once more, from everything.
@@ -102,9 +113,12 @@ impl Learner<'_, '_> {
         match again {
             Again::Networks(all, maps) => {
                 let networks = self.networks(samples, all)?.into_iter().map(|done| done.weights).collect();
-                let Some((penalty, share)) = *maps else { return Ok(Learned::Lstm(networks)) };
-                let ridge = ridge::whole(samples, penalty, self.lanes).map_err(|e| self.linear(e))?;
-                Ok(Learned::Blend(Blend { networks, ridge, share }))
+                let Some(Maps { ridge, penalty, share }) = maps else { return Ok(Learned::Lstm(networks)) };
+                // Where everything together has no solution, those of the part before the cut are as good as they were judged.
+                let whole = ridge::whole(samples, *penalty, self.lanes).inspect_err(
+                    |error| tracing::warn!(%error, product = %self.product.name, "linear maps stay as before"),
+                );
+                Ok(Learned::Blend(Blend { networks, ridge: whole.unwrap_or_else(|_| ridge.clone()), share: *share }))
             }
             Again::Ridge(penalty) => {
                 let ridge = ridge::whole(samples, *penalty, self.lanes).map_err(|e| self.linear(e))?;

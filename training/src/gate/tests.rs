@@ -224,7 +224,7 @@ fn coverage_may_not_go_far_from_that_of_the_champion() {
 fn who_is_unsteady_or_slow_does_not_serve() {
     let (good, naive) = (scores(0.10, 0.8), scores(0.14, 0.8));
     let judged = |own: (f64, u64), champion: Option<f64>| {
-        let of = |revision, ms| Steadiness { revision, latency: Duration::from_millis(ms) };
+        let of = |revision, ms| Steadiness { revision: Some(revision), latency: Duration::from_millis(ms) };
         let contest = Contest {
             product: "next_hours",
             metric: "cpu_util",
@@ -237,13 +237,13 @@ fn who_is_unsteady_or_slow_does_not_serve() {
         };
         gate(&[contest], &[], &GateLimits::default())
     };
-    assert!(judged((0.9, 99), None).promoted && judged((1.2, 5), Some(1.3)).promoted);
+    assert!(judged((0.9, 249), None).promoted && judged((1.2, 5), Some(1.3)).promoted);
     for (verdict, told) in [
-        (judged((1.1, 1), None), "medians change by 1.10 of their error while half a window passes, limit 1.00"),
+        (judged((1.1, 1), None), "means change by 1.10 of their error while half a window passes, limit 1.00"),
         (judged((1.1, 1), Some(0.5)), "limit 1.00"),
         (judged((1.4, 1), Some(1.3)), "limit 1.30"),
-        (judged((f64::NAN, 1), None), "medians change by NaN"),
-        (judged((0.1, 101), None), "one forecast takes 101.0 ms, limit 100 ms"),
+        (judged((f64::NAN, 1), None), "means change by NaN"),
+        (judged((0.1, 251), None), "one forecast takes 251.0 ms, limit 250 ms"),
     ] {
         assert!(!verdict.promoted && verdict.reasons[0].contains(told), "{:?}", verdict.reasons);
     }
