@@ -1,9 +1,11 @@
 //! Every option with its default; `config/example.toml` shows the same to people, and a test compares them.
 
 mod client;
+mod receive;
 mod serve;
 
 pub use client::ClientSettings;
+pub use receive::RemoteWriteSettings;
 pub use serve::ServeSettings;
 
 use foreshard_migrator::DriverConfig;

@@ -23,6 +23,7 @@ mod history;
 mod import;
 mod inspect;
 mod outcomes;
+pub mod prometheus;
 mod protocol;
 mod read;
 mod rows;

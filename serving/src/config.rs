@@ -1,6 +1,7 @@
 //! Settings of a serving process.
 
 use foreshard_api::Secret;
+use foreshard_datasets::prometheus::ReceivedSeries;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ pub struct ServingConfig {
     pub history: PathBuf,
     /// File of known events (CSV or Parquet: start, end, name and perhaps shard_id); read again whenever it changes.
     pub events: Option<PathBuf>,
+    /// Series that Prometheus sends to the HTTP port, and what they become; without any, nothing is taken.
+    pub received: Vec<ReceivedSeries>,
     /// Folder of the log that rows are in before they are acknowledged; `<history>.log` unless set.
     pub log: Option<PathBuf>,
     /// Rows (forecasts of one series) that may wait to be computed; beyond them requests are refused.
@@ -86,6 +89,7 @@ impl Default for ServingConfig {
             model: "load".to_owned(),
             history: PathBuf::from("history"),
             events: None,
+            received: Vec::new(),
             log: None,
             queue_rows: 65_536,
             queue_wait: Duration::from_secs(1),
@@ -136,6 +140,9 @@ impl ServingConfig {
         check("registry", !self.registry.as_os_str().is_empty(), "must be a folder");
         check("history", !self.history.as_os_str().is_empty(), "must be a folder");
         check("log", self.log.as_ref() != Some(&self.history), "must not be the folder of the history");
+        let scale = "has a scale that is no positive finite number";
+        check("received", self.received.iter().all(|series| series.check().is_ok()), scale);
+        check("received", self.received.is_empty() || self.http.is_some(), "needs the HTTP port, where series come in");
         check("queue_rows", self.queue_rows > 0, "must be at least 1");
         check("queue_wait", !self.queue_wait.is_zero(), "must be longer than nothing");
         check("connections", self.connections > 0, "must be at least 1");

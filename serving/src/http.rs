@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `/livez` | 200 as long as the process can compute; anything else means: restart it |
 //! | `/readyz` | 200 if new requests would be taken, 503 and why if not: it starts, stops, or too much waits |
+//! | `POST /api/v1/write` | takes what Prometheus sends; needs the right `ingest` where there are tokens |
 //! | `/metrics` | what Prometheus scrapes; needs a token with the right `read` where there are tokens |
 
 use bytes::Bytes;
@@ -25,10 +26,14 @@ use tonic::Code;
 use crate::access::{Access, Right};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
+use crate::remote_write::Receiver;
 use crate::transport::{Connection, Incoming};
 
 /// A client must have sent the head of its request by then.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where Prometheus sends to, as at its own receiver.
+const REMOTE_WRITE: &str = "/api/v1/write";
 
 /// The form of `/metrics`.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,6 +44,7 @@ pub(crate) struct Pages {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Arc<Access>,
+    pub(crate) receiver: Arc<Receiver>,
 }
 
 /// Answers until `stop`; then the requests under way are finished.
@@ -63,8 +69,8 @@ pub(crate) async fn serve(mut incoming: Incoming, pages: Pages, stop: Cancellati
 
 async fn talk(connection: Connection, pages: Pages, stop: CancellationToken) {
     let answering = service_fn(move |request: Request<Asked>| {
-        let response = pages.answer(request.method(), request.uri().path(), request.headers());
-        async move { Ok::<_, Infallible>(response) }
+        let pages = pages.clone();
+        async move { Ok::<_, Infallible>(pages.respond(request).await) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
@@ -82,11 +88,22 @@ async fn talk(connection: Connection, pages: Pages, stop: CancellationToken) {
 }
 
 impl Pages {
+    async fn respond(&self, request: Request<Asked>) -> Response<Full<Bytes>> {
+        if request.uri().path() != REMOTE_WRITE {
+            return self.answer(request.method(), request.uri().path(), request.headers());
+        }
+        if request.method() != Method::POST {
+            return other_method("POST");
+        }
+        match self.access.check(Right::Ingest, request.headers()) {
+            Ok(()) => self.receiver.answer(request).await,
+            Err(refused) => text(http_status(refused.code()), format!("{}\n", refused.message())),
+        }
+    }
+
     fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {
-            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered\n");
-            refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return refused;
+            return other_method("GET, HEAD");
         }
         match path {
             "/livez" if self.readiness.alive() => text(StatusCode::OK, "alive\n"),
@@ -99,7 +116,7 @@ impl Pages {
                 Ok(()) => self.metrics(),
                 Err(refused) => text(http_status(refused.code()), format!("{}\n", refused.message())),
             },
-            _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n"),
+            _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and, to write to, /api/v1/write\n"),
         }
     }
 
@@ -116,6 +133,12 @@ impl Pages {
             }
         }
     }
+}
+
+fn other_method(allowed: &'static str) -> Response<Full<Bytes>> {
+    let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {allowed} is answered here\n"));
+    refused.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    refused
 }
 
 fn http_status(code: Code) -> StatusCode {

@@ -5,7 +5,7 @@ mod frames;
 mod ingestor;
 mod log;
 
-pub(crate) use check::{Arrival, checked, reason};
+pub(crate) use check::{Arrival, checked, reason, sound};
 pub use ingestor::IngestError;
 pub(crate) use ingestor::Ingestor;
 pub use log::LogError;

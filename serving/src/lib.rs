@@ -2,6 +2,7 @@
 //!
 //! - *Ingest* puts every accepted row into a log before it acknowledges it, then into memory, then into pieces of the
 //!   history; a restart reads both again.
+//! - *Remote write*: Prometheus sends series, of which a mapping makes rows that go the same way.
 //! - *Context*: the newest days of every series on a 5-minute grid. Forecasts begin after the last complete step, never
 //!   inside one, and all series share that origin.
 //! - *Engine*: a queue bounded by rows before threads of its own; a full queue refuses at once, expired requests are not
@@ -25,6 +26,7 @@ mod ingest;
 mod metrics;
 mod readiness;
 mod registry;
+mod remote_write;
 mod server;
 mod service;
 mod transport;

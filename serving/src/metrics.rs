@@ -22,6 +22,8 @@ use prometheus_client::registry::{Registry, Unit};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::remote_write::RemoteWriteCounts;
+
 /// Times from half a millisecond to 16 s, each bucket twice the one before.
 fn times() -> Histogram {
     Histogram::new(exponential_buckets(0.0005, 2.0, 16))
@@ -82,6 +84,7 @@ impl BatchTimes {
 pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) calls: CallLayer,
+    pub(crate) remote_write: RemoteWriteCounts,
     rows: Family<Became, Counter>,
 }
 
@@ -92,6 +95,8 @@ impl Metrics {
         let calls = CallLayer::new(clock, methods, &mut registry);
         let rows = Family::<Became, Counter>::default();
         registry.register("ingest_rows", "Observations that came, by what became of them", rows.clone());
+        let remote_write = RemoteWriteCounts::default();
+        remote_write.register(&mut registry);
         let forecasts = batches.forecasts.clone();
         registry.register("forecasts", "Series that were forecast, by what answered in place of the model", forecasts);
         registry.register("batch_rows", "Series that were forecast together", batches.rows.clone());
@@ -99,7 +104,7 @@ impl Metrics {
         registry.register_with_unit("batch_compute", "Time a batch took", seconds.clone(), batches.compute.clone());
         registry.register_with_unit("queue_wait", "Time requests waited", seconds, batches.waited.clone());
         registry.register_collector(Box::new(state));
-        Self { registry, calls, rows }
+        Self { registry, calls, remote_write, rows }
     }
 
     /// Rows that were taken for good, those among them that replaced others, and rows that were not taken.

@@ -26,6 +26,7 @@ use crate::ingest::Ingestor;
 use crate::metrics::{BatchTimes, CallLayer, Methods, Metrics, State};
 use crate::readiness::Readiness;
 use crate::registry::Reloader;
+use crate::remote_write::Receiver;
 use crate::service::{ForecastApi, ScenarioBudget};
 use crate::transport::{ConnectionCounts, ConnectionLimits, Inside, Tls, accept};
 use crate::{EngineCounts, RegistryVersions, ReloadError, ServingConfig, ServingError, VersionLoader};
@@ -122,10 +123,13 @@ pub async fn start_with(
     background::tell(&health, &readiness).await;
     let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
     let http_addr = http.as_ref().map(|(_, addr)| *addr);
+    let (for_receiver, mappings) = (parts.clone(), config.received.clone());
+    let receiver = spawn_blocking(move || Receiver::new(for_receiver, mappings)).await??;
     let pages = Pages {
         readiness: Arc::clone(&readiness),
         metrics: Arc::clone(&parts.metrics),
         access: Arc::clone(&guard.access),
+        receiver: Arc::new(receiver),
     };
     let http = http.map(|(incoming, _)| tokio::spawn(http::serve(incoming, pages, stop_http.clone())));
     let background = vec![

@@ -81,6 +81,7 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
         context_days: serve.context_days,
         stale_after: serve.stale_after,
         ahead_at_most: serve.ahead_at_most,
+        received: serve.remote_write.series.clone(),
         ..ServingConfig::default()
     })
 }

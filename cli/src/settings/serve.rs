@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::RemoteWriteSettings;
+
 /// `[serve]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,6 +57,8 @@ pub struct ServeSettings {
     /// How far ahead of the clock an observation may lie before it is refused.
     #[serde(with = "humantime_serde")]
     pub ahead_at_most: Duration,
+    /// What Prometheus sends.
+    pub remote_write: RemoteWriteSettings,
 }
 
 impl Default for ServeSettings {
@@ -93,6 +97,7 @@ impl Default for ServeSettings {
             context_days: 35,
             stale_after,
             ahead_at_most,
+            remote_write: RemoteWriteSettings::default(),
         }
     }
 }

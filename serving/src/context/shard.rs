@@ -42,6 +42,11 @@ impl ShardContext {
         self.raw.range(..=now).next_back().map(|(ts, _)| *ts)
     }
 
+    /// The values of the row of a time, `NaN` where it has none; `None` if there is no such row, or it is not remembered.
+    pub(crate) fn row(&self, ts: i64) -> Option<[f64; METRICS.len()]> {
+        self.raw.get(&ts).copied()
+    }
+
     /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it and the
     /// order in which rows came does not matter.
     pub(crate) fn native_ms(&self) -> Option<i64> {

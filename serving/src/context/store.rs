@@ -118,6 +118,16 @@ impl ContextStore {
         replaced
     }
 
+    /// What is remembered of a row: its metrics.
+    pub(crate) fn row(&self, shard: &ShardId, ts: Timestamp) -> Option<Observation> {
+        let values = self.shards.get(shard)?.row(ts.as_ms())?;
+        let mut row = Observation::empty(shard.clone(), ts);
+        for (metric, value) in METRICS.into_iter().zip(values) {
+            row.set(metric, Some(value).filter(|value| value.is_finite()));
+        }
+        Some(row)
+    }
+
     /// Time of the newest row of any shard.
     pub(crate) fn newest(&self) -> Option<Timestamp> {
         self.newest

@@ -45,7 +45,16 @@ impl Arrival {
 /// of the clock than allowed: a broken clock's rows would be read as observations once their time has come.
 pub(crate) fn checked(row: v1::Observation, arrival: Arrival) -> Result<Observation, String> {
     let row = Observation::try_from(row).map_err(|error| reason(&error))?;
-    arrival.check(&row)?;
+    sound(&row, arrival)?;
+    Ok(row)
+}
+
+/// Whether a row may be taken.
+///
+/// # Errors
+/// As [`checked`].
+pub(crate) fn sound(row: &Observation, arrival: Arrival) -> Result<(), String> {
+    arrival.check(row)?;
     let stored = [("data_bytes", row.data_bytes), ("write_bytes_per_s", row.write_bytes_per_s)];
     let measured = METRICS.iter().map(|metric| (metric.name(), row.get(*metric)));
     let mut any = false;
@@ -59,7 +68,7 @@ pub(crate) fn checked(row: v1::Observation, arrival: Arrival) -> Result<Observat
             return Err(format!("{name} is {value}; it cannot be negative"));
         }
     }
-    if any { Ok(row) } else { Err("it holds no measurement".to_owned()) }
+    if any { Ok(()) } else { Err("it holds no measurement".to_owned()) }
 }
 
 fn lowest(column: &str) -> f64 {

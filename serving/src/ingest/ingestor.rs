@@ -1,5 +1,7 @@
 //! Log first, then memory, then history.
 
+mod parts;
+
 use foreshard_api::v1;
 use foreshard_datasets::{HistoryError, HistoryFolder, ReadFilter, newest_day, stream_history};
 use foreshard_domain::{Observation, ShardId, Step, Timestamp};
@@ -57,6 +59,8 @@ struct Writing {
     /// Logged rows that a flush has taken. They stay here until their pieces are on disk, so that whatever becomes of the
     /// flush (an error, a panic, its thread never coming back) the next one takes them again before it removes their log.
     under_way: Arc<Vec<Observation>>,
+    /// Where rows come in parts: those that went into the history last, ordered by shard and time, for what else comes of them.
+    flushed: Option<Arc<Vec<Observation>>>,
 }
 
 impl Writing {
@@ -82,6 +86,8 @@ pub(crate) struct Ingestor {
     writing: Mutex<Writing>,
     contexts: Arc<RwLock<ContextStore>>,
     history: HistoryFolder,
+    /// Where its pieces lie.
+    dir: PathBuf,
     /// The day up to which pieces were compacted; held during a flush, so that there is one at a time.
     compacted: Mutex<Option<Timestamp>>,
 }
@@ -108,9 +114,10 @@ impl Ingestor {
         store.forget_gone();
         tracing::info!(shards = store.shards(), most_bins = store.bound(), from_log = pending.len(), "history read");
         Ok(Self {
-            writing: Mutex::new(Writing { log, pending, under_way: Arc::default() }),
+            writing: Mutex::new(Writing { log, pending, under_way: Arc::default(), flushed: None }),
             contexts: Arc::new(RwLock::new(store)),
             history: folder,
+            dir: history.to_owned(),
             compacted: Mutex::new(None),
         })
     }
@@ -125,12 +132,15 @@ impl Ingestor {
         if rows.is_empty() {
             return Ok(Taken::default());
         }
-        let payload = v1::IngestRequest { rows: rows.iter().map(Into::into).collect() }.encode_to_vec();
-        let mut writing = locked(&self.writing);
+        let payload = payload(&rows);
+        self.put(&mut locked(&self.writing), rows, &payload)
+    }
+
+    fn put(&self, writing: &mut Writing, rows: Vec<Observation>, payload: &[u8]) -> Result<Taken, IngestError> {
         if writing.waiting() >= MOST_PENDING {
             return Err(IngestError::Backlog { rows: writing.waiting() });
         }
-        writing.log.append(&payload)?;
+        writing.log.append(payload)?;
         let mut taken = Taken { accepted: rows.len() as u64, ..Taken::default() };
         {
             // One lock for the batch: a forecast sees all of a tick's rows or none.
@@ -161,7 +171,10 @@ impl Ingestor {
         }
         {
             let mut writing = locked(&self.writing);
-            writing.under_way = Arc::default();
+            let flushed = std::mem::take(&mut writing.under_way);
+            if let Some(last) = writing.flushed.as_mut().filter(|_| !flushed.is_empty()) {
+                *last = flushed;
+            }
             writing.log.remove(&segments)?;
         }
         self.contexts.write().unwrap_or_else(PoisonError::into_inner).forget_gone();
@@ -179,6 +192,11 @@ impl Ingestor {
         }
         Ok(())
     }
+}
+
+/// Rows as the log holds them.
+fn payload(rows: &[Observation]) -> Vec<u8> {
+    v1::IngestRequest { rows: rows.iter().map(Into::into).collect() }.encode_to_vec()
 }
 
 /// Reads the newest `days` of a dated folder, oldest first.

@@ -1,6 +1,8 @@
 //! A server on a free port in a temporary folder, and versions that can be held, counted and broken.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod plain_http;
+
 use foreshard_api::{ClientError, ForecastClient, ForecastQuery};
 use foreshard_domain::{
     Calibration, ManualClock, Metric, ModelVersion, Observation, Product, Provenance, QuantileForecast, RealTime,

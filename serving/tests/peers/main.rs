@@ -4,31 +4,19 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod prometheus;
+mod sender;
 
 use common::*;
 use foreshard_api::Secret;
 use foreshard_serving::{RunningServer, ServingConfig};
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use prometheus::{asked, prometheus};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 /// The longest that a peer may take: both answer within a second or two where nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const TOKEN: &str = "the-token-of-a-peer";
-
-/// A process that ends with the test.
-struct Peer(Child);
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
 
 async fn started() -> (Place, RunningServer) {
     let place = Place::new();
@@ -43,56 +31,15 @@ async fn started() -> (Place, RunningServer) {
     (place, server)
 }
 
-async fn get(addr: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(addr).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
-}
-
-/// The newest value of a series in Prometheus, once it has one.
-async fn asked(prometheus: SocketAddr, query: &str) -> String {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    let mut last = String::new();
-    while tokio::time::Instant::now() < deadline {
-        last = get(prometheus, &format!("/api/v1/query?query={query}")).await.unwrap_or_default();
-        if let Some((_, value)) = last.split_once(r#""value":["#) {
-            return value.split('"').nth(1).unwrap().to_owned();
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    panic!("Prometheus has nothing for {query}: {last}");
-}
-
-fn prometheus(dir: &Path, scraped: SocketAddr) -> Option<(Peer, SocketAddr)> {
-    let config = format!(
-        "global: {{ scrape_interval: 500ms, scrape_timeout: 400ms }}\nscrape_configs:\n  - job_name: foreshard\n    \
-         authorization: {{ credentials: {TOKEN} }}\n    static_configs: [{{ targets: ['{scraped}'] }}]\n"
-    );
-    let file = dir.join("prometheus.yml");
-    std::fs::write(&file, config).unwrap();
-    // A port that is free now; whoever takes it meanwhile makes the test fail, not pass.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let process = Command::new("prometheus")
-        .arg(format!("--config.file={}", file.display()))
-        .arg(format!("--storage.tsdb.path={}", dir.join("tsdb").display()))
-        .arg(format!("--web.listen-address={port}"))
-        .stderr(Stdio::null())
-        .spawn();
-    match process {
-        Ok(process) => Some((Peer(process), port)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => panic!("{error}"),
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_scrapes_what_was_done() {
     let (place, server) = started().await;
-    let Some((_peer, prometheus)) = prometheus(place.dir.path(), server.http_addr().unwrap()) else {
-        println!("SKIPPED: prometheus is not installed");
+    let config = format!(
+        "global: {{ scrape_interval: 500ms, scrape_timeout: 400ms }}\nscrape_configs:\n  - job_name: foreshard\n    \
+         authorization: {{ credentials: {TOKEN} }}\n    static_configs: [{{ targets: ['{}'] }}]\n",
+        server.http_addr().unwrap()
+    );
+    let Some((_peer, prometheus)) = prometheus(place.dir.path(), &config) else {
         return server.shutdown().await.unwrap();
     };
     assert_eq!(asked(prometheus, "up%7Bjob=%22foreshard%22%7D%20==%201").await, "1");
