@@ -104,8 +104,8 @@ impl Engine {
     pub(crate) fn start(bench: &Arc<Bench>, limits: EngineLimits, times: &Arc<BatchTimes>) -> std::io::Result<Self> {
         let EngineLimits { queue_rows, queue_wait, batch_rows, threads: wanted } = limits;
         let limits = QueueLimits { rows: queue_rows, wait: queue_wait, batch_rows, threads: wanted.max(1) };
-        let queue = Arc::new(RowQueue::new(limits));
         let counts = Arc::new(EngineCounts::default());
+        let queue = Arc::new(RowQueue::new(limits, Arc::clone(&counts)));
         let mut threads = Vec::new();
         for i in 0..limits.threads {
             let worker = Worker {

@@ -14,6 +14,9 @@ use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 fn with_http(config: ServingConfig) -> ServingConfig {
     ServingConfig { http: Some("127.0.0.1:0".parse().unwrap()), ..config }
@@ -127,6 +130,75 @@ async fn a_server_that_stops_is_not_ready_but_alive_to_the_end() {
     assert_eq!(computing.await.unwrap().unwrap().len(), 1);
     stopping.await.unwrap().unwrap();
     assert!(TcpStream::connect(http).await.is_err(), "both ports are closed");
+}
+
+/// Longer than a test may take: what waits for it never ends.
+const VERY_LONG: Duration = Duration::from_secs(24 * 3600);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_never_end_hold_no_stop_up() {
+    let (_place, server) = started(|config| ServingConfig { drain_for: VERY_LONG, ..config }).await;
+    let channel = tonic::transport::Channel::from_shared(server.endpoint()).unwrap().connect().await.unwrap();
+    let request = HealthCheckRequest { service: "foreshard.v1.ForecastService".to_owned() };
+    let mut watched = HealthClient::new(channel.clone()).watch(request).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status, SERVING);
+    let mut reflection = ServerReflectionClient::new(channel);
+    let (asking, asked) = tokio::sync::mpsc::channel(1);
+    let question = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    asking.send(question).await.unwrap();
+    let asked = tokio_stream::wrappers::ReceiverStream::new(asked);
+    let mut reflected = reflection.server_reflection_info(asked).await.unwrap().into_inner();
+    assert!(reflected.message().await.unwrap().is_some());
+
+    server.shutdown().await.unwrap();
+    assert_eq!(watched.message().await.unwrap().unwrap().status, NOT_SERVING, "told before it ends");
+    assert_eq!(watched.message().await.unwrap_err().code(), Code::Unavailable);
+    // Its service may see the end of the questions first, and end by itself.
+    let ended = reflected.message().await;
+    assert!(ended.as_ref().map_or_else(|status| status.code() == Code::Unavailable, Option::is_none), "{ended:?}");
+    drop(asking);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_never_finishes_loading_holds_no_stop_up() {
+    let short = Duration::from_millis(20);
+    let config = |config| ServingConfig { reload_every: short, drain_for: short, ..config };
+    let (place, server) = started(config).await;
+    place.publish(2);
+    place.gate.hold_loading(2);
+    place.label(2);
+    until(|| place.gate.loads(2)).await;
+    server.shutdown().await.unwrap();
+    place.gate.release_loading(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_counts_while_a_version_takes_its_time() {
+    let place = Place::new();
+    let tokens = place.dir.path().join("tokens");
+    std::fs::write(&tokens, "planner read the-token-of-before\n").unwrap();
+    place.publish(1);
+    place.label(1);
+    let config = ServingConfig {
+        tokens: Some(tokens.clone()),
+        reload_every: Duration::from_millis(20),
+        ..with_http(place.config())
+    };
+    let server = place.start(config).await;
+    place.publish(2);
+    place.gate.hold_loading(2);
+    place.label(2);
+    until(|| place.gate.loads(2)).await;
+    std::fs::write(&tokens, "planner read the-token-of-today\n").unwrap();
+    let page = "/metrics HTTP/1.1\r\nauthorization: Bearer the-token-of-today\r\nx-rest: ";
+    while ask(server.http_addr().unwrap(), "GET", page).await.0 != 200 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    place.gate.release_loading(2);
+    server.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::args::ServeArgs;
-use crate::commands::{path, runtime};
+use crate::commands::{path, until_done};
+use crate::layers::variable;
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
@@ -27,7 +28,7 @@ struct Serving {
 pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
     let config = config(args, settings)?;
     let shown = (config.history.display().to_string(), config.registry.display().to_string());
-    runtime()?.block_on(async {
+    until_done(async {
         let running = start(config, Arc::new(SystemClock)).await?;
         let serving =
             Serving { address: running.endpoint(), http: running.http_endpoint(), history: shown.0, registry: shown.1 };
@@ -64,7 +65,7 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
         tls: serve.tls()?,
         without_tls: serve.without_tls,
         tokens: Some(serve.tokens.clone()).filter(|file| !file.as_os_str().is_empty()),
-        token_text: std::env::var(TOKENS).ok().map(Secret::new),
+        token_text: variable(TOKENS)?.map(Secret::new),
         history: path(&args.history, &settings.data.history).to_owned(),
         registry: path(&args.registry, &settings.registry.path).to_owned(),
         model: settings.registry.model.clone(),
