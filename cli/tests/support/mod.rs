@@ -80,6 +80,13 @@ impl Server {
         let address = line.split_whitespace().find(|w| w.starts_with("http://")).expect(&line).to_owned();
         Self { process, address }
     }
+
+    /// Asks it to stop and waits until it has.
+    pub fn stop(mut self) {
+        let process = rustix::process::Pid::from_raw(self.process.id().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+        assert!(self.process.wait().unwrap().success());
+    }
 }
 
 impl Drop for Server {

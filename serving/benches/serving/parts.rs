@@ -43,7 +43,10 @@ fn warm(runtime: &Runtime, client: &Client, load: Load) {
 fn told(name: &str, outcomes: &[Outcome]) {
     let [p50, p90, p99, most] = [0.5, 0.9, 0.99, 1.0].map(|q| quantile(outcomes, Code::Ok, q));
     let failed = outcomes.len() - count(outcomes, Code::Ok);
-    println!("{name}: p50 {p50:.2} ms, p90 {p90:.2}, p99 {p99:.2}, max {most:.1}; {} requests, {failed} failed", outcomes.len());
+    println!(
+        "{name}: p50 {p50:.2} ms, p90 {p90:.2}, p99 {p99:.2}, max {most:.1}; {} requests, {failed} failed",
+        outcomes.len()
+    );
 }
 
 pub fn latency(options: &Options) {
@@ -62,10 +65,17 @@ pub fn latency(options: &Options) {
 pub fn stream(options: &Options) {
     let sizes = Sizes::new(options, 100_000);
     let (_, _, many) = floor(sizes);
-    println!("floor, the network alone: {:.1} s for {} series", sizes.shards as f64 / many, sizes.shards * sizes.metrics);
+    println!(
+        "floor, the network alone: {:.1} s for {} series",
+        sizes.shards as f64 / many,
+        sizes.shards * sizes.metrics
+    );
     let (_, server, runtime, mut client) = begun(sizes);
     let (now, most) = server.memory();
-    println!("context of {sizes:?}: read in {:.1} s; {now:.0} MiB now, {most:.0} at most", server.ready_after.as_secs_f64());
+    println!(
+        "context of {sizes:?}: read in {:.1} s; {now:.0} MiB now, {most:.0} at most",
+        server.ready_after.as_secs_f64()
+    );
     let ask = ForecastRequest { shard_ids: Vec::new(), metrics: Vec::new(), ..request(0, 1, 1) };
     let begin = Instant::now();
     let (parts, series) = runtime.block_on(async {

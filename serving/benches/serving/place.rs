@@ -79,9 +79,8 @@ pub fn product(product: Product) -> TrainedParts {
     let spec = ForecastSpec::of_product(product);
     let features = Features::new(&spec);
     let sizes = Architecture::new(&features);
-    let member = |seed| {
-        pretrained(&features, sizes).unwrap_or_else(|| sizes.initial(&mut ChaCha8Rng::seed_from_u64(seed)))
-    };
+    let member =
+        |seed| pretrained(&features, sizes).unwrap_or_else(|| sizes.initial(&mut ChaCha8Rng::seed_from_u64(seed)));
     TrainedParts {
         name: product.name().to_owned(),
         spec,

@@ -105,15 +105,31 @@ impl ContextStore {
     }
 
     /// Takes a row in; true if it replaced one of the same shard and time.
+    #[cfg(test)]
     pub(crate) fn apply(&mut self, row: &Observation) -> bool {
-        self.newest = self.newest.max(Some(row.ts));
-        let shard = self.shards.entry(row.shard.clone()).or_default();
-        let before = shard.native_ms();
-        let replaced = shard.apply(row, self.capacity);
-        let after = shard.native_ms();
-        if before != after {
-            uncount(&mut self.natives, before);
-            count(&mut self.natives, after);
+        self.apply_all(std::slice::from_ref(row)) > 0
+    }
+
+    /// Takes rows in; returns how many replaced one of the same shard and time. Rows of one shard that follow each other
+    /// cost least.
+    pub(crate) fn apply_all(&mut self, rows: &[Observation]) -> u64 {
+        let mut replaced = 0;
+        for of_shard in rows.chunk_by(|a, b| a.shard == b.shard) {
+            let Some(first) = of_shard.first() else { continue };
+            let shard = match self.shards.get_mut(&first.shard) {
+                Some(shard) => shard,
+                None => self.shards.entry(first.shard.clone()).or_default(),
+            };
+            let before = shard.native_ms();
+            for row in of_shard {
+                self.newest = self.newest.max(Some(row.ts));
+                replaced += u64::from(shard.apply(row, self.capacity));
+            }
+            let after = shard.native_ms();
+            if before != after {
+                uncount(&mut self.natives, before);
+                count(&mut self.natives, after);
+            }
         }
         replaced
     }
