@@ -5,12 +5,14 @@
 //! expired or was given up while it waited is never computed. Waiting requests of one product are computed together; a series that several of them want is computed once.
 
 mod answer;
+mod cache;
 mod nodes;
 mod pace;
 mod queue;
 mod slot;
 
 pub(crate) use answer::{Bench, MAX_SCENARIO_VALUES, risks, scenarios};
+pub(crate) use cache::AnswerCache;
 pub(crate) use nodes::{NodeQuestion, node_loads};
 pub(crate) use slot::Slot;
 

@@ -21,7 +21,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::access::{Access, AccessLayer};
 use crate::config::model_ms;
-use crate::engine::{Bench, Engine, EngineLimits, Slot};
+use crate::engine::{AnswerCache, Bench, Engine, EngineLimits, Slot};
 use crate::events::EventWatch;
 use crate::http::{self, Pages};
 use crate::ingest::Ingestor;
@@ -233,7 +233,9 @@ fn parts(
     reloader: Arc<Reloader>,
     (slot, ports, stop): (&Arc<Slot>, Ports, CancellationToken),
 ) -> Result<ForecastApi, ServingError> {
+    let cache = AnswerCache::new(config.cache_mib).map(Arc::new);
     let bench = Arc::new(Bench {
+        cache: cache.clone(),
         contexts: ingestor.contexts(),
         slot: Arc::clone(slot),
         clock: Arc::clone(&clock),
@@ -252,6 +254,7 @@ fn parts(
         slot: Arc::clone(slot),
         reloader: Arc::clone(&reloader),
         contexts: ingestor.contexts(),
+        cache,
         ports,
     };
     let methods = Methods::served().map_err(ServingError::Descriptors)?;

@@ -368,3 +368,37 @@ async fn with_tokens_the_metrics_need_one_and_health_does_not() {
     assert_eq!(ask(http, "GET", &with("the-token-of-prometheus")).await.0, 200);
     server.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_kept_until_something_came_that_changes_it() {
+    let (place, server) = started(|config| ServingConfig { cache_mib: 1, ..config }).await;
+    let client = client(&server).await;
+    client.ingest([rows("a", 20), rows("b", 20)].concat()).await.unwrap();
+    let ask_both = || async { client.forecast(&next_hours(&["a", "b"])).await.unwrap() };
+    let first = ask_both().await;
+    assert_eq!(ask_both().await, first);
+    assert_eq!(place.gate.asked(), ["a", "b"], "the second time nothing is computed");
+    let of_both = client.forecast(&next_hours(&["b", "never-seen"])).await.unwrap();
+    assert_eq!((of_both.len(), &of_both[0]), (2, &first[1]), "kept and new answers keep their order");
+
+    // A late row of one shard: its past is another one, although the newest row is the same.
+    client.ingest(vec![row("b", 90, 33.0)]).await.unwrap();
+    let second = ask_both().await;
+    assert_eq!(second[0], first[0]);
+    assert_eq!(place.gate.asked(), ["a", "b", "b"], "only that shard is computed again");
+    place.publish(2);
+    place.label(2);
+    server.reload().await.unwrap();
+    let third = ask_both().await;
+    assert_eq!(third[0].provenance.version.as_ref().map(|v| v.number), Some(2), "never the answer of a version before");
+    // A new step is complete: all is new.
+    client.ingest(vec![row("a", 100, 1.0)]).await.unwrap();
+    let fourth = ask_both().await;
+    assert!(fourth[1].issued_at > third[1].issued_at);
+    assert_eq!(place.gate.asked().len(), 7);
+    let text = metrics(&server).await;
+    assert_eq!(value(&text, "foreshard_cache_hits_total"), 4.0);
+    assert!(value(&text, "foreshard_cache_misses_total") >= 7.0);
+    assert!(value(&text, "foreshard_cache_bytes") > 0.0);
+    server.shutdown().await.unwrap();
+}

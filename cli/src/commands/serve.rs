@@ -72,6 +72,7 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
         events: Some(path(&args.events, &settings.data.events).to_owned()).filter(|file| !file.as_os_str().is_empty()),
         queue_rows: serve.queue_rows,
         queue_wait: serve.queue_wait,
+        cache_mib: serve.cache_mib,
         scenario_mib: serve.scenario_mib,
         connections: serve.connections,
         connection_age: serve.connection_age,

@@ -1,7 +1,7 @@
 //! What the network alone costs, without any server.
 
 use foreshard_domain::{Metric, Product, ShardId, Timestamp};
-use foreshard_model::{Context, Lanes, Trained};
+use foreshard_model::{Context, Forecaster as _, Lanes, Trained};
 use std::sync::Arc;
 use std::time::Instant;
 

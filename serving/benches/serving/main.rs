@@ -1,4 +1,5 @@
-//! How a serving process answers, measured at a client on the same machine: the shipped network, distinct shards, no cache.
+//! How a serving process answers, measured at a client on the same machine: the shipped network, distinct shards, and no cache
+//! unless `cache=MIB` asks for one.
 //!
 //! `cargo bench -p foreshard-serving --bench serving -- PART [NAME=VALUE ...]`, with the parts
 //!
@@ -35,10 +36,10 @@ impl Options {
 fn main() {
     // Cargo adds a word of its own.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    if let [word, place, days] = words.as_slice()
+    if let [word, place, days, cache_mib] = words.as_slice()
         && word == "serve"
     {
-        return server::serve(place.as_ref(), days.parse().expect("days"));
+        return server::serve(place.as_ref(), days.parse().expect("days"), cache_mib.parse().expect("MiB"));
     }
     let number = |word: &String| word.split_once('=').and_then(|(name, n)| Some((name.to_owned(), n.parse().ok()?)));
     let options = Options(words.iter().filter_map(number).collect());

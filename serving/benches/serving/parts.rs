@@ -17,10 +17,10 @@ use crate::server::Server;
 /// Long enough that nothing expires where nothing should.
 const PATIENT: Duration = Duration::from_secs(30);
 
-fn begun(sizes: Sizes) -> (std::path::PathBuf, Server, Runtime, Client) {
+fn begun(options: &Options, sizes: Sizes) -> (std::path::PathBuf, Server, Runtime, Client) {
     let place = prepared(sizes);
     label(&place, 1);
-    let server = Server::start(&place, sizes.days);
+    let server = Server::start(&place, sizes.days, options.get("cache", 0));
     let runtime = runtime();
     let client = runtime.block_on(connected(&server.endpoint));
     (place, server, runtime, client)
@@ -53,7 +53,7 @@ pub fn latency(options: &Options) {
     let sizes = Sizes::new(options, 10_000);
     let (p50, p99, many) = floor(sizes);
     println!("floor, the network alone: p50 {p50:.2} ms, p99 {p99:.2}; {many:.0} series/s in batches of 512");
-    let (_, server, runtime, client) = begun(sizes);
+    let (_, server, runtime, client) = begun(options, sizes);
     let load = steady(options, sizes);
     warm(&runtime, &client, load);
     for run in 1..=options.get("runs", 5) {
@@ -70,7 +70,7 @@ pub fn stream(options: &Options) {
         sizes.shards as f64 / many,
         sizes.shards * sizes.metrics
     );
-    let (_, server, runtime, mut client) = begun(sizes);
+    let (_, server, runtime, mut client) = begun(options, sizes);
     let (now, most) = server.memory();
     println!(
         "context of {sizes:?}: read in {:.1} s; {now:.0} MiB now, {most:.0} at most",
@@ -109,7 +109,7 @@ fn exchange(place: &Path, lasts: Duration, times: u64, stop: &AtomicBool) {
 
 pub fn reload(options: &Options) {
     let sizes = Sizes::new(options, 10_000);
-    let (place, server, runtime, client) = begun(sizes);
+    let (place, server, runtime, client) = begun(options, sizes);
     let load = steady(options, sizes);
     warm(&runtime, &client, load);
     let (mut without, mut with) = (Vec::new(), Vec::new());
@@ -144,7 +144,7 @@ pub fn reload(options: &Options) {
 
 pub fn overload(options: &Options) {
     let sizes = Sizes::new(options, 10_000);
-    let (_, server, runtime, client) = begun(sizes);
+    let (_, server, runtime, client) = begun(options, sizes);
     let lasts = Duration::from_secs(options.get("seconds", 15) as u64);
     let rows = options.get("rows", 64);
     let load = Load { rate: 0.0, lasts, rows, shards: sizes.shards, deadline: Duration::from_secs(2) };
@@ -176,7 +176,7 @@ pub fn start(options: &Options) {
     let place = prepared(sizes);
     label(&place, 1);
     for run in 1..=options.get("runs", 5) {
-        let server = Server::start(&place, sizes.days);
+        let server = Server::start(&place, sizes.days, options.get("cache", 0));
         let ready = server.ready_after.as_secs_f64();
         println!("start {run} with {sizes:?}: ready after {ready:.2} s; {:.0} MiB at most", server.memory().1);
     }

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The process itself: serves until its standard input ends.
-pub fn serve(place: &Path, days: u32) {
+pub fn serve(place: &Path, days: u32, cache_mib: u32) {
     let config = ServingConfig {
         listen: "127.0.0.1:0".parse().expect("an address"),
         http: Some("127.0.0.1:0".parse().expect("an address")),
         registry: place.join("registry"),
         history: place.join("history"),
         context_days: days,
+        cache_mib,
         // The history was written some time ago.
         stale_after: Duration::from_secs(1 << 40),
         reload_every: Duration::from_millis(100),
@@ -44,10 +45,11 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(place: &Path, days: usize) -> Self {
+    pub fn start(place: &Path, days: usize, cache_mib: usize) -> Self {
         let start = Instant::now();
         let mut process = Command::new(std::env::current_exe().expect("this program"))
-            .args(["serve".as_ref(), place.as_os_str(), days.to_string().as_ref()])
+            .args(["serve".as_ref(), place.as_os_str()])
+            .args([days, cache_mib].map(|number| number.to_string()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -29,6 +29,7 @@ pub(crate) struct ShardContext {
     rings: [Ring; METRICS.len()],
     newest: Option<i64>,
     native: Option<i64>,
+    changed: u64,
     node: Option<NodeId>,
 }
 
@@ -47,6 +48,16 @@ impl ShardContext {
     pub(crate) fn newest_until(&self, now: i64) -> Option<i64> {
         let until = self.raw.partition_point(|(ts, _)| *ts <= now);
         self.raw.get(until.checked_sub(1)?).map(|(ts, _)| *ts)
+    }
+
+    /// The newest change, as the store counts them.
+    pub(crate) fn changed(&self) -> u64 {
+        self.changed
+    }
+
+    /// Notes a change.
+    pub(crate) fn change(&mut self, number: u64) {
+        self.changed = number;
     }
 
     /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it and the
