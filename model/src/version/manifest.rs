@@ -58,6 +58,10 @@ pub struct ProductManifest {
     /// Sizes of its networks, whose quantiles are averaged; tensors are named `<name>.<member>.<parameter>`. Empty for a
     /// model without networks.
     pub members: Vec<Architecture>,
+    /// The share of linear maps in the quantiles of the networks, if they have one; their tensors are named
+    /// `<name>.ridge.<parameter>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ridge_share: Option<f32>,
     /// Sizes and series of Prophet's fits; tensor `<name>.prophet` has a row for each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prophet: Option<ProphetShape>,

@@ -179,7 +179,11 @@ fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manife
         members: trained.learned.networks().iter().map(|m| m.architecture).collect(),
         prophet: match &trained.learned {
             Learned::Prophet(prophet) => Some(prophet.shape().clone()),
-            Learned::Lstm(_) | Learned::Ridge(_) => None,
+            Learned::Lstm(_) | Learned::Blend(_) | Learned::Ridge(_) => None,
+        },
+        ridge_share: match &trained.learned {
+            Learned::Blend(blend) => Some(blend.share),
+            Learned::Lstm(_) | Learned::Ridge(_) | Learned::Prophet(_) => None,
         },
         judged: *judged,
     };
