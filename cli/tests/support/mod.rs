@@ -30,6 +30,7 @@ pub fn run(folder: &Path, args: &[&str], code: i32) -> Output {
 }
 
 /// Runs with JSON output and parses it.
+#[allow(dead_code)]
 pub fn json(folder: &Path, args: &[&str], code: i32) -> Value {
     let output = run(folder, &[args, &["--output", "json"]].concat(), code);
     serde_json::from_slice(&output.stdout).unwrap()
