@@ -6,6 +6,7 @@ use foreshard_serving::{ServingConfig, start};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::ServeArgs;
 use crate::commands::{path, until_done};
@@ -29,6 +30,8 @@ pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verd
     let config = config(args, settings)?;
     let shown = (config.history.display().to_string(), config.registry.display().to_string());
     until_done(async {
+        // Before anybody can know that it serves: a request to stop must never find the system's own answer to it.
+        let stopping = interruption()?;
         let running = start(config, Arc::new(SystemClock)).await?;
         let serving =
             Serving { address: running.endpoint(), http: running.http_endpoint(), history: shown.0, registry: shown.1 };
@@ -36,7 +39,7 @@ pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verd
             let http = s.http.as_ref().map_or(String::new(), |http| format!("; health and metrics on {http}"));
             format!("serving on {} (history {}, registry {}){http}; Ctrl-C stops", s.address, s.history, s.registry)
         })?;
-        interrupted().await?;
+        stopping.await?;
         running.shutdown().await?;
         Ok(Verdict::Done)
     })
@@ -44,12 +47,20 @@ pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verd
 
 /// Waits for Ctrl-C or a polite request to stop.
 pub async fn interrupted() -> Result<(), Failure> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => pressed?,
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    interruption()?.await
+}
+
+/// The same, heard from now on.
+fn interruption() -> Result<impl Future<Output = Result<(), Failure>>, Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut pressed = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = pressed.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failure> {
