@@ -137,9 +137,14 @@ pub fn stream_history(
         let Some(first) = day.first() else { continue };
         let list = || folder::pieces_of(path, first.day);
         let history = read_steadily(list, filter, &HistoryBuilder::default)?.finish();
-        let rows: Vec<Observation> = history.observations().collect();
-        for part in rows.chunks(BATCH_ROWS) {
-            on_rows(part)?;
+        // A day of many shards is large as columns and several times as large as rows.
+        let mut rows = history.observations();
+        loop {
+            let part: Vec<Observation> = rows.by_ref().take(BATCH_ROWS).collect();
+            if part.is_empty() {
+                break;
+            }
+            on_rows(&part)?;
         }
     }
     Ok(())
