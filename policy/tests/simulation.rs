@@ -69,23 +69,26 @@ fn perfect_scenarios_beat_reacting_and_reacting_beats_nothing() {
 /// was a hard limit to the end of the window, and overload of tomorrow was charged like that of now.
 #[test]
 fn seeing_a_day_is_as_good_as_seeing_hours() {
+    // The excess alone is charged, as it was then, also by the run that makes the beginning.
+    let window = PolicySettings::default().capacity_window_ms;
+    let excess = PolicySettings { minute_weight: 0.0, capacity_window_ms: window, ..base_settings() };
     let planner = |capacity_window_ms, foresight_half_life_ms| PolicySettings {
         limit: 0.95,
         min_gain: 0.0,
         capacity_window_ms,
         foresight_half_life_ms,
-        ..base_settings()
+        ..excess.clone()
     };
-    let (window, half_life) = (base_settings().capacity_window_ms, base_settings().foresight_half_life_ms);
+    let half_life = excess.foresight_half_life_ms;
     let planners = [(0, 0), (window, 0), (0, half_life), (window, half_life)];
     for seed in [1, 2] {
         let cell = cell(seed);
-        let none = simulate(&cell, SimPolicy::None, &base_settings(), &base_settings()).unwrap();
+        let none = simulate(&cell, SimPolicy::None, &excess, &excess).unwrap();
         for (window, half_life) in planners {
             let settings = planner(window, half_life);
             let [hours, day] = [48, 288].map(|horizon| {
                 let mut future = TrueFuture::new(cell.loads().clone(), horizon);
-                simulate(&cell, SimPolicy::Predictive(&mut future), &base_settings(), &settings).unwrap()
+                simulate(&cell, SimPolicy::Predictive(&mut future), &excess, &settings).unwrap()
             });
             for (seen, r) in [("4 h", &hours), ("24 h", &day)] {
                 let (minutes, area) = (r.overload_minutes, r.overload_area);
