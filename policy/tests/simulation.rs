@@ -4,8 +4,8 @@
 use foreshard_domain::{PerResource, Resource, ShardId, Step, Timestamp};
 use foreshard_policy::PolicySettings;
 use foreshard_policy::simulate::{
-    Cell, SimError, SimLoads, SimPolicy, SimSpec, TrueFuture, TuneGrid, base_settings, simulate, tune_predictive,
-    tune_reactive,
+    Cell, SimError, SimLoads, SimPolicy, SimSpec, TrueFuture, TuneGrid, base_settings, simulate, simulate_tuning,
+    tune_predictive, tune_reactive,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -198,6 +198,29 @@ fn tuning_prefers_what_pays_and_refuses_an_edge() {
     assert!(chosen.moves <= reactive.chosen.moves);
     let few = predictive.tried.iter().filter(|t| t.moves <= reactive.chosen.moves);
     assert!(few.into_iter().all(|t| t.overload_minutes >= chosen.overload_minutes));
+}
+
+/// A setting is left as soon as it is behind; that must not change the choice.
+#[test]
+fn what_is_behind_is_left_without_changing_the_choice() {
+    let cells = [cell(1), cell(2), cell(3)];
+    // The second gain is as good as the first, so that the choice is never on the edge.
+    let grid = TuneGrid { triggers: vec![0.9, 1.0], min_gains: vec![0.0, 1e-9, 0.5, 2.0, 8.0, 1e6] };
+    let tuned = tune_reactive(&cells, &base_settings(), &grid).unwrap();
+    let mut best = f64::INFINITY;
+    for tried in &tuned.tried {
+        let settings = PolicySettings { limit: tried.trigger, min_gain: tried.min_gain, ..base_settings() };
+        let all = cells.each_ref().map(|c| simulate_tuning(c, SimPolicy::Reactive, &settings, &settings).unwrap());
+        let minutes: f64 = all.iter().map(|r| r.overload_minutes).sum();
+        let moves: usize = all.iter().map(|r| r.moves).sum();
+        best = best.min(minutes + moves as f64);
+        assert!(tried.overload_minutes <= minutes + 1e-9 && tried.moves <= moves && tried.cells <= cells.len());
+        assert!(tried.cells < cells.len() || tried.moves == moves);
+    }
+    let chosen = &tuned.chosen;
+    assert_eq!(chosen.cells, cells.len());
+    assert!((chosen.overload_minutes + chosen.moves as f64 - best).abs() < 1e-6);
+    assert!(tuned.tried.iter().any(|t| t.cells < cells.len()), "nothing was left early");
 }
 
 #[test]
