@@ -61,8 +61,9 @@ impl ShardContext {
     }
 
     /// The values of the row of a time, `NaN` where it has none; `None` if there is no such row, or it is not remembered.
-    pub(crate) fn row(&self, ts: i64) -> Option<[f64; METRICS.len()]> {
-        self.raw.get(&ts).copied()
+    pub(crate) fn row(&self, ts: i64) -> Option<Values> {
+        let place = self.raw.partition_point(|(other, _)| *other < ts);
+        self.raw.get(place).filter(|(other, _)| *other == ts).map(|(_, values)| *values)
     }
 
     /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it and the
