@@ -106,8 +106,9 @@ impl ForecastClient {
     /// The same with TLS (`https://`), a certificate of the client's own, or a token.
     ///
     /// # Errors
-    /// As [`ForecastClient::connect`]; [`ClientError::NoAuthority`] for `https` without an authority to trust, and
-    /// [`ClientError::Token`] for a token that cannot be sent.
+    /// As [`ForecastClient::connect`]; [`ClientError::NoAuthority`] for `https` without an authority to trust,
+    /// [`ClientError::Plain`] for a token that would leave this machine in plain and for certificates where there is no TLS,
+    /// and [`ClientError::Token`] for a token that cannot be sent.
     pub async fn connect_with(endpoint: &str, credentials: &Credentials) -> Result<Self, ClientError> {
         let authorization = credentials.authorization()?;
         Ok(Self { authorization, ..Self::over(channel(endpoint, credentials).await?) })

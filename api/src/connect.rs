@@ -1,5 +1,6 @@
 //! How a client reaches a server: in plain or by TLS, with or without a token.
 
+use std::net::IpAddr;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -32,6 +33,9 @@ pub struct Credentials {
     pub certificate: Option<ClientCertificate>,
     /// A token for every call.
     pub token: Option<Secret>,
+    /// Lets a token go beyond this machine over `http`, and authorities and certificates lie idle there: for where something
+    /// else encrypts what goes over the network.
+    pub without_tls: bool,
 }
 
 impl Credentials {
@@ -43,6 +47,20 @@ impl Credentials {
         // Keeps it out of whatever prints headers.
         header.set_sensitive(true);
         Ok(Some(header))
+    }
+
+    /// Whether they may be used in plain with that host.
+    fn check_plain(&self, endpoint: &str, host: &str) -> Result<(), ClientError> {
+        let what = if self.without_tls {
+            return Ok(());
+        } else if self.ca.is_some() || self.certificate.is_some() {
+            "authorities and certificates are for https alone"
+        } else if self.token.is_some() && !is_this_machine(host) {
+            "a token would go over the network in plain"
+        } else {
+            return Ok(());
+        };
+        Err(ClientError::Plain { endpoint: endpoint.to_owned(), what })
     }
 
     fn tls(&self) -> ClientTlsConfig {
@@ -60,6 +78,12 @@ impl Credentials {
     }
 }
 
+/// Whether what is sent to a host never leaves this machine.
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 /// Opens a channel to an endpoint.
 pub(crate) async fn channel(endpoint: &str, credentials: &Credentials) -> Result<Channel, ClientError> {
     let bad = |source| ClientError::Endpoint { endpoint: endpoint.to_owned(), source };
@@ -69,7 +93,9 @@ pub(crate) async fn channel(endpoint: &str, credentials: &Credentials) -> Result
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    if address.uri().scheme_str() == Some("https") {
+    if address.uri().scheme_str() != Some("https") {
+        credentials.check_plain(endpoint, address.uri().host().unwrap_or_default())?;
+    } else {
         if credentials.ca.is_none() {
             return Err(ClientError::NoAuthority { endpoint: endpoint.to_owned() });
         }
@@ -97,5 +123,33 @@ mod tests {
     async fn https_needs_an_authority() {
         let refused = channel("https://127.0.0.1:1", &Credentials::default()).await;
         assert!(matches!(refused, Err(ClientError::NoAuthority { .. })), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn what_belongs_into_tls_never_goes_in_plain_without_a_word() {
+        let token = Credentials { token: Some(Secret::new("abc-123")), ..Credentials::default() };
+        let ca = Credentials { ca: Some(Vec::new()), ..Credentials::default() };
+        let certificate = ClientCertificate { cert: Vec::new(), key: Secret::new("key") };
+        let certificate = Credentials { certificate: Some(certificate), ..Credentials::default() };
+        let (far, here) = ("http://192.0.2.1:1", ["http://127.0.0.1:1", "http://[::1]:1", "http://LOCALHOST:1"]);
+        for (credentials, endpoint) in [
+            (&token, far),
+            (&token, "http://localhost.example:1"),
+            (&token, "http://[2001:db8::1]:1"),
+            (&ca, far),
+            (&ca, here[0]),
+            (&certificate, here[0]),
+        ] {
+            let refused = channel(endpoint, credentials).await.unwrap_err();
+            assert!(matches!(refused, ClientError::Plain { .. }), "{endpoint}: {refused}");
+            assert!(refused.to_string().contains(endpoint) && !refused.to_string().contains("abc"), "{refused}");
+        }
+        // Nobody listens there, which is found out only by trying.
+        for endpoint in here {
+            let tried = channel(endpoint, &token).await.unwrap_err();
+            assert!(matches!(tried, ClientError::Connect { .. }), "{endpoint}: {tried}");
+        }
+        let told = Credentials { without_tls: true, ..ca };
+        assert!(matches!(channel(here[0], &told).await, Err(ClientError::Connect { .. })));
     }
 }

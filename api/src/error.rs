@@ -99,6 +99,17 @@ pub enum ClientError {
         /// Where.
         endpoint: String,
     },
+    /// What only TLS keeps safe would go over the network in plain, or could not be used at all.
+    #[error(
+        "{endpoint} is asked without TLS, and {what}; ask over https, or say that something else encrypts what goes there \
+         (without_tls)"
+    )]
+    Plain {
+        /// Where.
+        endpoint: String,
+        /// What must not be.
+        what: &'static str,
+    },
     /// A token holds what no header can.
     #[error("the token holds characters that cannot be sent; tokens are plain letters, digits and signs")]
     Token,
@@ -157,6 +168,7 @@ impl ClientError {
             ClientError::Call { source, .. } => Some(source),
             ClientError::Endpoint { .. }
             | ClientError::NoAuthority { .. }
+            | ClientError::Plain { .. }
             | ClientError::Token
             | ClientError::Connect { .. }
             | ClientError::Answer { .. } => None,

@@ -9,6 +9,7 @@
 
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -73,24 +74,41 @@ impl Layer {
     }
 
     /// Options of environment variables: `FORESHARD_SERVE_LISTEN` sets `serve.listen`. Values are read as TOML, else as
-    /// text.
-    pub fn environment(vars: impl Iterator<Item = (String, String)>, options: &Table) -> Result<Self, Problems> {
+    /// text. Variables of others may hold what they like.
+    pub fn environment(vars: impl Iterator<Item = (OsString, OsString)>, options: &Table) -> Result<Self, Problems> {
         let mut known = BTreeMap::new();
         leaves("", &Value::Table(options.clone()), &mut |path, value| {
             known.insert(format!("{PREFIX}{}", path.replace('.', "_").to_uppercase()), (path, value.clone()));
         });
         let (mut options, mut problems) = (Vec::new(), Vec::new());
-        for (name, text) in vars.filter(|(n, _)| n.starts_with(PREFIX) && !NOT_OPTIONS.contains(&n.as_str())) {
-            match known.get(&name) {
-                Some((path, default)) => options.push((path.clone(), read_value(&text, default), name)),
-                None => problems.push(Problem {
-                    option: String::new(),
-                    what: format!("sets no known option{}", nearest(&name, known.keys())),
-                    origin: format!("environment variable {name}"),
-                }),
+        for (name, text) in vars.filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes())) {
+            let name = name.to_string_lossy().into_owned();
+            if NOT_OPTIONS.contains(&name.as_str()) {
+                continue;
+            }
+            let mut problem = |option: &str, what: String| {
+                let origin = format!("environment variable {name}");
+                problems.push(Problem { option: option.to_owned(), what, origin });
+            };
+            match (known.get(&name), text.to_str()) {
+                (Some((path, default)), Some(text)) => options.push((path.clone(), read_value(text, default), name)),
+                (Some((path, _)), None) => problem(path, "holds what is no text (UTF-8)".to_owned()),
+                (None, _) => problem("", format!("sets no known option{}", nearest(&name, known.keys()))),
             }
         }
         if problems.is_empty() { Ok(Self(options)) } else { Err(Problems(problems)) }
+    }
+}
+
+/// What a variable that is no option holds, if it is set.
+///
+/// # Errors
+/// If that is no text: it must not look like a variable that is not set.
+pub fn variable(name: &str) -> Result<Option<String>, String> {
+    match std::env::var_os(name).map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_)) => Err(format!("the environment variable {name} holds what is no text (UTF-8)")),
     }
 }
 
@@ -262,7 +280,7 @@ mod tests {
 
     #[test]
     fn later_layers_win() {
-        let env = [("FORESHARD_SERVE_PORT".to_owned(), "3".to_owned()), ("FORESHARD_SERVE_NAME".into(), "5".into())];
+        let env = [("FORESHARD_SERVE_PORT".into(), "3".into()), ("FORESHARD_SERVE_NAME".into(), "5".into())];
         let env = Layer::environment(env.into_iter(), &known()).unwrap();
         let file = Layer(vec![
             ("seed".into(), Value::Integer(9), "file".into()),
@@ -313,7 +331,7 @@ mod tests {
         std::fs::write(&path, "[nodes.b]\nport = 6\n").unwrap();
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("nodes: ") && error.contains("name"), "{error}");
-        let env = [("FORESHARD_PACE".to_owned(), "3".to_owned())];
+        let env = [("FORESHARD_PACE".into(), "3".into())];
         let env = Layer::environment(env.into_iter(), &known()).unwrap();
         let got: Outer = resolve(&defaults(), &known(), vec![env]).unwrap();
         assert_eq!(got.pace, Some(3.0));
@@ -321,8 +339,22 @@ mod tests {
 
     #[test]
     fn unknown_variables_are_errors() {
-        let env = [("FORESHARD_SERVE_PRT".to_owned(), "3".to_owned()), ("FORESHARD_CONFIG".into(), "x".into())];
+        let env = [("FORESHARD_SERVE_PRT".into(), "3".into()), ("FORESHARD_CONFIG".into(), "x".into())];
         let error = Layer::environment(env.into_iter(), &known()).unwrap_err();
         assert!(error.to_string().contains("did you mean FORESHARD_SERVE_PORT?"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_text_harms_nobody_and_is_told_of_options() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let odd = || OsString::from_vec(vec![b'x', 0xff]);
+        let others = [("OTHER".into(), odd()), (odd(), odd())];
+        assert!(Layer::environment(others.into_iter(), &known()).unwrap().0.is_empty());
+        let ours = [("FORESHARD_SERVE_NAME".into(), odd()), ("FORESHARD_SEED".into(), "1".into())];
+        let error = Layer::environment(ours.into_iter(), &known()).unwrap_err().to_string();
+        assert!(
+            error.contains("serve.name: holds what is no text") && error.contains("FORESHARD_SERVE_NAME"),
+            "{error}"
+        );
     }
 }

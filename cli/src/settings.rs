@@ -280,7 +280,7 @@ impl Settings {
         let (defaults, known) = (Self::default_table()?, Self::known_table()?);
         let (mut layers, mut problems) = (Vec::new(), Vec::new());
         let in_file = file.map_or(Ok(Layer::default()), |path| Layer::file(path, &known));
-        for layer in [in_file, Layer::environment(std::env::vars(), &known)] {
+        for layer in [in_file, Layer::environment(std::env::vars_os(), &known)] {
             match layer {
                 Ok(layer) => layers.push(layer),
                 Err(Problems(found)) => problems.extend(found),

@@ -9,7 +9,7 @@ use foreshard_domain::{Metric, ShardId, Step, Timestamp};
 use crate::columns::{self, VALUES};
 use crate::fingerprint::Fingerprint;
 use crate::history::{HistoryBuilder, ReadFilter, ReadReport};
-use crate::read::{Collector, collect};
+use crate::read::{Collector, collect, warn_of};
 use crate::rows::Run;
 use crate::scratch::Scratch;
 use crate::{History, HistoryError};
@@ -145,7 +145,9 @@ impl BoundedHistory {
     /// As [`crate::read_history`], and I/O on the scratch file.
     pub fn read(path: &Path, filter: &ReadFilter, budget: &MemoryBudget) -> Result<Self, HistoryError> {
         let fresh = || Spilling { rows: HistoryBuilder::default(), bytes: 0, budget, scratch: None };
-        collect(path, filter, &fresh)?.finish()
+        let history = collect(path, filter, &fresh)?.finish()?;
+        warn_of(path, history.report());
+        Ok(history)
     }
 
     /// Whether its rows lie in a scratch file rather than in memory.

@@ -1,9 +1,11 @@
 //! Known events that change load: campaigns, sales, closing days.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use foreshard_domain::{ShardId, Timestamp};
+use sha2::{Digest, Sha256};
 
 use crate::TableError;
 use crate::table::{Table, TableBuilder};
@@ -21,6 +23,12 @@ pub struct LoadEvent {
     pub shard: Option<ShardId>,
 }
 
+impl LoadEvent {
+    fn span_and_name(&self) -> (Timestamp, Timestamp, &str) {
+        (self.start, self.end, &self.name)
+    }
+}
+
 /// Events found by shard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventCalendar {
@@ -29,7 +37,7 @@ pub struct EventCalendar {
 }
 
 impl EventCalendar {
-    /// Of events in any order.
+    /// Of events in any order. What is told twice, of a shard and of everybody too, counts once.
     pub fn new(events: impl IntoIterator<Item = LoadEvent>) -> Self {
         let mut calendar = Self::default();
         for event in events {
@@ -38,9 +46,19 @@ impl EventCalendar {
                 None => calendar.everyone.push(event),
             }
         }
-        let by_start = |events: &mut Vec<LoadEvent>| events.sort_by_key(|e| (e.start, e.end));
-        by_start(&mut calendar.everyone);
-        calendar.by_shard.values_mut().for_each(by_start);
+        let in_order = |events: &mut Vec<LoadEvent>| {
+            events.sort_by(|a, b| a.span_and_name().cmp(&b.span_and_name()));
+            events.dedup();
+        };
+        in_order(&mut calendar.everyone);
+        for own in calendar.by_shard.values_mut() {
+            in_order(own);
+            own.retain(|event| {
+                let same = |other: &LoadEvent| other.span_and_name().cmp(&event.span_and_name());
+                calendar.everyone.binary_search_by(same).is_err()
+            });
+        }
+        calendar.by_shard.retain(|_, own| !own.is_empty());
         calendar
     }
 
@@ -49,9 +67,31 @@ impl EventCalendar {
         self.everyone.is_empty() && self.by_shard.is_empty()
     }
 
+    /// All of them: those of everybody first, then by shard, each by start.
+    fn all(&self) -> impl Iterator<Item = &LoadEvent> {
+        self.everyone.iter().chain(self.by_shard.values().flatten())
+    }
+
     /// The events that concern a shard: those of everybody first, each by start.
     pub fn of<'a>(&'a self, shard: &ShardId) -> impl Iterator<Item = &'a LoadEvent> + use<'a> {
         self.everyone.iter().chain(self.by_shard.get(shard).into_iter().flatten())
+    }
+}
+
+/// How many there are, and the SHA-256 of what they say: two calendars are the same if their texts are.
+impl fmt::Display for EventCalendar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("none");
+        }
+        let mut digest = Sha256::new();
+        for LoadEvent { start, end, name, shard } in self.all() {
+            let shard = shard.as_ref().map_or("", |s| s.as_str());
+            // Lengths come along, so that no name can pass for something else.
+            digest.update(format!("{start} {end} {} {name} {} {shard}\n", name.len(), shard.len()));
+        }
+        write!(f, "{}, sha256 ", self.all().count())?;
+        digest.finalize().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -110,6 +150,29 @@ mod tests {
         let parquet = dir.path().join("events.parquet");
         write_events(&parquet, &events).unwrap();
         assert_eq!(read_events(&parquet).unwrap(), events);
+    }
+
+    #[test]
+    fn what_is_told_twice_counts_once() {
+        let shard = ShardId::new("s1").unwrap();
+        let event = |shard: Option<&ShardId>, name: &str| LoadEvent {
+            start: Timestamp::from_ms(0),
+            end: Timestamp::from_ms(10),
+            name: name.to_owned(),
+            shard: shard.cloned(),
+        };
+        let own = Some(&shard);
+        let told =
+            [event(own, "sale"), event(None, "sale"), event(None, "sale"), event(own, "raid"), event(own, "raid")];
+        let calendar = EventCalendar::new(told);
+        let names: Vec<&str> = calendar.of(&shard).map(|e| e.name.as_str()).collect();
+        assert_eq!(names, ["sale", "raid"]);
+        let told = calendar.to_string();
+        assert!(told.starts_with("2, sha256 ") && told.len() == 74, "{told}");
+        assert_eq!(told, EventCalendar::new([event(own, "raid"), event(None, "sale")]).to_string());
+        assert_ne!(told, EventCalendar::new([event(None, "raid"), event(None, "sale")]).to_string());
+        assert_eq!(EventCalendar::default().to_string(), "none");
+        assert_eq!(EventCalendar::new([event(own, "x"), event(None, "x")]), EventCalendar::new([event(None, "x")]));
     }
 
     #[test]

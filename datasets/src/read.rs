@@ -25,7 +25,9 @@ const BATCH_ROWS: usize = 32_768;
 /// # Errors
 /// [`HistoryError`]: unreadable or damaged files, missing columns, wrong types, rows without shard or time.
 pub fn read_history(path: &Path, filter: &ReadFilter) -> Result<History, HistoryError> {
-    Ok(collect(path, filter, &HistoryBuilder::default)?.finish())
+    let history = collect(path, filter, &HistoryBuilder::default)?.finish();
+    warn_of(path, history.report());
+    Ok(history)
 }
 
 /// Takes the rows of files in, in their order.
@@ -54,14 +56,11 @@ pub(crate) fn collect<C: Collector>(
     filter: &ReadFilter,
     fresh: &dyn Fn() -> C,
 ) -> Result<C, HistoryError> {
-    let mut collector = if path.is_dir() {
-        read_steadily(|| folder::pieces(path), filter, fresh)?
-    } else {
-        let mut collector = fresh();
-        read_into(path, filter, &mut collector)?;
-        collector
-    };
-    warn_of(path, collector.report());
+    if path.is_dir() {
+        return read_steadily(|| folder::pieces(path), filter, fresh);
+    }
+    let mut collector = fresh();
+    read_into(path, filter, &mut collector)?;
     Ok(collector)
 }
 
@@ -92,7 +91,8 @@ fn read_steadily<C: Collector>(
     }
 }
 
-fn warn_of(path: &Path, report: &ReadReport) {
+/// Logs what was odd. Repeated rows are counted when a history is finished, not before.
+pub(crate) fn warn_of(path: &Path, report: &ReadReport) {
     if !report.is_clean() {
         tracing::warn!(
             path = %path.display(), duplicates = report.duplicates, not_finite = ?report.not_finite,
@@ -137,9 +137,14 @@ pub fn stream_history(
         let Some(first) = day.first() else { continue };
         let list = || folder::pieces_of(path, first.day);
         let history = read_steadily(list, filter, &HistoryBuilder::default)?.finish();
-        let rows: Vec<Observation> = history.observations().collect();
-        for part in rows.chunks(BATCH_ROWS) {
-            on_rows(part)?;
+        // A day of many shards is large as columns and several times as large as rows.
+        let mut rows = history.observations();
+        loop {
+            let part: Vec<Observation> = rows.by_ref().take(BATCH_ROWS).collect();
+            if part.is_empty() {
+                break;
+            }
+            on_rows(&part)?;
         }
     }
     Ok(())

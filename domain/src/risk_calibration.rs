@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// No probability is told nearer to 0 or 1: what was counted on some hundred moments cannot know better.
+/// No probability is told nearer to 0 or 1 by counting alone: some hundred moments cannot know better.
 const LEAST: f64 = 0.005;
+/// What is as good as 0 on the scale of log odds.
+const NEVER: f64 = 1e-12;
 /// How many samples the expectation that nothing needs correction is worth.
 const PRIOR: f64 = 200.0;
 /// Least slope: more risk before the correction is more risk after it.
@@ -76,6 +78,13 @@ impl RiskCalibration {
         if p.is_finite() { sigmoid(self.bias + self.slope * logit(p)).clamp(LEAST, 1.0 - LEAST) } else { p }
     }
 
+    /// A probability corrected, where it cannot be more than `most` before the correction: however little that is, it is not
+    /// passed, so that risk goes on falling where counting has come to its end.
+    pub fn apply_within(&self, p: f64, most: f64) -> f64 {
+        let most = most.clamp(NEVER, 1.0 - NEVER);
+        self.apply(p).min(sigmoid(self.bias + self.slope * (most / (1.0 - most)).ln()))
+    }
+
     /// Whether both numbers are such as [`Self::fit`] could have given.
     pub fn is_sound(&self) -> bool {
         self.bias.is_finite() && self.slope.is_finite() && self.slope > 0.0
@@ -124,6 +133,15 @@ mod tests {
         assert!((RiskCalibration::default().apply(0.0) - LEAST).abs() < 1e-12);
         assert!((RiskCalibration::default().apply(0.37) - 0.37).abs() < 1e-12);
         assert!(RiskCalibration::default().apply(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn a_bound_is_kept_however_small() {
+        let line = RiskCalibration { bias: 0.4, slope: 0.8 };
+        assert_eq!(line.apply_within(0.3, 0.9), line.apply(0.3));
+        let falling = [0.01, 1e-3, 1e-5, 1e-9].map(|most| line.apply_within(0.0, most));
+        assert!(falling.windows(2).all(|pair| pair[1] < pair[0]) && falling[3] < 1e-6, "{falling:?}");
+        assert!((0.0..=1.0).contains(&line.apply_within(1.0, 0.0)) && line.apply_within(0.5, 7.0) > 0.5);
     }
 
     #[test]

@@ -5,8 +5,13 @@
 //! days as they would be without any, and what events of the window will do is multiplied in again, with the spread that
 //! earlier events of the name had among themselves. Where no event is known nothing changes, to the bit.
 
+mod occurrence;
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use foreshard_datasets::LoadEvent;
 use foreshard_domain::{Metric, ShardId, Step, Timestamp};
@@ -14,20 +19,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::Context;
 use crate::forecaster::as_steps;
+pub use occurrence::{EventSource, Occurrence};
 
 /// Stretches of an event: its lead, itself, its tail.
 const LEAD: usize = 2;
 const INSIDE: usize = 8;
 const BINS: usize = LEAD + INSIDE + LEAD;
+const PARTS: [Range<usize>; 3] = [0..LEAD, LEAD..LEAD + INSIDE, LEAD + INSIDE..BINS];
 /// Lead and tail last a quarter of the event each, an hour at most.
 const MOST_SHOULDER_MS: i64 = 3_600_000;
-/// Days from which the load without the event is read, those of the same weekday first; the first so many that are known.
-const USUAL_DAYS: [i64; 8] = [-7, 7, -14, 14, -1, 1, -2, 2];
-const USUAL: usize = 4;
-/// Most that an event may do to a load, as log of a factor.
+/// Most that an event may do to a load, as log of a factor: ten times as much, a hundredth of it.
 const MOST: f32 = 2.3;
-/// The share of a series' mean load below which a factor of it means nothing.
-const IDLE: f32 = 0.05;
+const LEAST: f32 = -4.6;
+/// Where an event leaves less than a fifth of a load, what is left does not tell what it would have been: it counts as missing.
+const CLOSED: f32 = -1.6;
 /// How many occurrences the expectation of no effect, and of the effect on the others, is worth.
 const PRIOR: f32 = 1.0;
 const PRIOR_OWN: f32 = 2.0;
@@ -55,25 +60,6 @@ pub struct EventEffects {
     by_name: BTreeMap<String, BTreeMap<Metric, Effect>>,
 }
 
-/// A series from which effects are learned.
-#[derive(Debug, Clone, Copy)]
-pub struct EventSource<'a> {
-    /// The series; its last value is the last that may be learned from.
-    pub context: Context<'a>,
-    /// Steps of a day.
-    pub season: usize,
-}
-
-/// What one event did in one series.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Occurrence {
-    name: String,
-    metric: Metric,
-    shard: ShardId,
-    /// Mean log factor by stretch; `NaN` where nothing was known.
-    factors: [f32; BINS],
-}
-
 impl EventEffects {
     /// Learns from what events did in all series ([`EventSource::occurrences`]). An event that never occurred has no effect.
     pub fn fit(occurrences: impl IntoIterator<Item = Occurrence>) -> Self {
@@ -82,7 +68,13 @@ impl EventEffects {
             seen.entry((one.name.clone(), one.metric)).or_default().push(one);
         }
         let mut by_name: BTreeMap<String, BTreeMap<Metric, Effect>> = BTreeMap::new();
-        for ((name, metric), occurrences) in seen {
+        for ((name, metric), mut occurrences) in seen {
+            // What it does is read where it was alone; only where it never was, its part of what came is guessed.
+            for bin in 0..BINS {
+                if !occurrences.iter().any(|one| one.was_alone(bin)) {
+                    occurrences.iter_mut().for_each(|one| one.guess(bin));
+                }
+            }
             by_name.entry(name).or_default().insert(metric, Effect::of(&occurrences));
         }
         Self { by_name }
@@ -95,58 +87,74 @@ impl EventEffects {
 
     /// Whether all numbers are such as [`Self::fit`] could have given.
     pub fn is_sound(&self) -> bool {
-        let within = |v: &f32, most: f32| v.is_finite() && v.abs() <= most;
         let mut effects = self.by_name.values().flat_map(BTreeMap::values);
+        // No number that is no number is within.
         effects.all(|e| {
-            e.profile.iter().all(|p| within(p, MOST))
-                && (within(&e.scatter, MOST) && e.scatter >= 0.0)
-                && e.own.values().all(|own| within(own, MOST_OWN) && *own >= 0.0)
+            e.profile.iter().all(|p| (LEAST..=MOST).contains(p))
+                && (0.0..=MOST).contains(&e.scatter)
+                && e.own.values().all(|own| (0.0..=MOST_OWN).contains(own))
         })
     }
 
-    /// The past of a series without what its events did.
+    /// Whether some event leaves less than a tenth of a load.
+    pub(crate) fn close_loads(&self) -> bool {
+        self.by_name.values().flat_map(BTreeMap::values).flat_map(|effect| effect.profile).any(|log| log < -MOST)
+    }
+
+    /// The past of a series without what its events did: divided by their factors, missing where they left next to nothing.
     pub fn removed<'a>(&self, context: &Context<'a>) -> Cow<'a, [f32]> {
         let mut values = Cow::Borrowed(context.values);
-        for (event, effect, own) in self.acting(context) {
-            let span = steps_of(event, context.start, context.step, context.values.len());
-            for i in span {
-                let (log, _) = effect.at(event, middle(context.start, i, context.step));
-                if let Some(v) = values.to_mut().get_mut(i) {
-                    *v *= (-own * log).exp();
-                }
+        let Some(done) = self.done(context, context.start, context.values.len()) else { return values };
+        for (value, Done { log, .. }) in values.to_mut().iter_mut().zip(done) {
+            if log < CLOSED {
+                *value = f32::NAN;
+            } else if log != 0.0 {
+                *value *= (-log).exp();
             }
         }
         values
     }
 
     /// Puts what the events of a window do into its quantiles: `values` holds a row of `levels` for each step after the
-    /// context. Rows stay in order (F1); the middle level is taken as the median.
+    /// context. Rows stay in order (F1).
     pub fn put_into(&self, context: &Context<'_>, levels: &[f64], values: &mut [f32]) {
-        if self.is_empty() || levels.is_empty() {
+        if levels.is_empty() {
             return;
         }
         let start = context.start.plus_steps(as_steps(context.values.len()), context.step);
-        let steps = values.len() / levels.len();
-        let mut totals = vec![(0.0f32, 0.0f32); steps];
-        let mut any = false;
+        let Some(done) = self.done(context, start, values.len() / levels.len()) else { return };
+        for (row, Done { log, variance }) in values.chunks_exact_mut(levels.len()).zip(done) {
+            if log != 0.0 || variance != 0.0 {
+                change(row, levels, log.exp(), variance.sqrt());
+            }
+        }
+    }
+
+    /// What the events of a context do at each of some steps; `None` if none of them acts there.
+    ///
+    /// Events of different names act together. Several of one name at a time are told once, by the one that does most: a sale
+    /// of the whole shop and of one department is one sale.
+    fn done(&self, context: &Context<'_>, start: Timestamp, steps: usize) -> Option<Vec<Done>> {
+        let mut by_name: BTreeMap<&str, BTreeMap<usize, Done>> = BTreeMap::new();
         for (event, effect, own) in self.acting(context) {
+            let name = by_name.entry(&event.name).or_default();
             for i in steps_of(event, start, context.step, steps) {
                 let (log, spread) = effect.at(event, middle(start, i, context.step));
-                if let Some((total, variance)) = totals.get_mut(i) {
-                    *total += own * log;
-                    *variance += (own * spread).powi(2);
-                    any = true;
+                let one = Done { log: own * log, variance: (own * spread).powi(2) };
+                let before = name.entry(i).or_insert(one);
+                if one.log.abs() > before.log.abs() {
+                    *before = one;
                 }
             }
         }
-        if !any {
-            return;
-        }
-        for (row, (log, variance)) in values.chunks_exact_mut(levels.len()).zip(totals) {
-            if log != 0.0 || variance != 0.0 {
-                change(row, levels, log.clamp(-MOST, MOST).exp(), variance.sqrt());
+        let mut total: Option<Vec<Done>> = None;
+        for (i, one) in by_name.into_values().flatten() {
+            if let Some(sum) = total.get_or_insert_with(|| vec![Done::default(); steps]).get_mut(i) {
+                *sum = Done { log: sum.log + one.log, variance: sum.variance + one.variance };
             }
         }
+        total.iter_mut().flatten().for_each(|one| one.log = one.log.clamp(LEAST, MOST));
+        total
     }
 
     /// The events of a context that have an effect, and how much of it the series takes.
@@ -160,10 +168,19 @@ impl EventEffects {
     }
 }
 
+/// What all events together do at one step: the log of the factor, and its variance.
+#[derive(Debug, Clone, Copy, Default)]
+struct Done {
+    log: f32,
+    variance: f32,
+}
+
 /// Multiplies a row by a factor, and widens it by what events of one name differ by.
 fn change(row: &mut [f32], levels: &[f64], factor: f32, spread: f32) {
     row.iter_mut().for_each(|q| *q *= factor);
-    let Some(median) = row.get(row.len() / 2).copied() else { return };
+    let off = |level: &f64| (level - 0.5).abs();
+    let middle = levels.iter().enumerate().min_by(|(_, a), (_, b)| off(a).total_cmp(&off(b)));
+    let Some(median) = middle.and_then(|(i, _)| row.get(i)).copied() else { return };
     for (q, level) in row.iter_mut().zip(levels) {
         let own = *q - median;
         let more = normal_quantile(*level) * spread * median.abs();
@@ -183,12 +200,18 @@ fn shoulder_ms(event: &LoadEvent) -> i64 {
     (event.end.since_ms(event.start) / 4).clamp(1, MOST_SHOULDER_MS)
 }
 
+/// Whether a moment lies within an event, its lead or its tail.
+fn is_near(event: &LoadEvent, moment: Timestamp) -> bool {
+    let shoulder = shoulder_ms(event);
+    event.start.plus_ms(-shoulder) <= moment && moment < event.end.plus_ms(shoulder)
+}
+
 fn middle(start: Timestamp, i: usize, step: Step) -> Timestamp {
     start.plus_steps(as_steps(i), step).plus_ms(step.as_ms() / 2)
 }
 
 /// The steps of a grid whose middles lie within an event, its lead or its tail.
-fn steps_of(event: &LoadEvent, start: Timestamp, step: Step, n: usize) -> std::ops::Range<usize> {
+fn steps_of(event: &LoadEvent, start: Timestamp, step: Step, n: usize) -> Range<usize> {
     let shoulder = shoulder_ms(event);
     let place = |ts: Timestamp| {
         let ms = ts.since_ms(start).saturating_sub(step.as_ms() / 2);
@@ -260,7 +283,7 @@ impl Effect {
 /// of the same part, where lead and tail of which nothing is known have no effect.
 fn fill(profile: &mut [f32; BINS]) {
     let known = *profile;
-    for part in [0..LEAD, LEAD..LEAD + INSIDE, LEAD + INSIDE..BINS] {
+    for part in PARTS {
         for bin in part.clone() {
             let nearest = part.clone().filter(|b| known[*b].is_finite()).min_by_key(|b| b.abs_diff(bin));
             profile[bin] = nearest.map_or(0.0, |b| known[b]);
@@ -287,181 +310,4 @@ fn scatter(profile: &[f32; BINS], occurrences: &[Occurrence], own: &BTreeMap<Sha
         }
     }
     (squares / n).sqrt().min(MOST)
-}
-
-impl<'a> EventSource<'a> {
-    /// What the events that lie in the series did.
-    pub fn occurrences(&self) -> Vec<Occurrence> {
-        let one = |event: &LoadEvent| {
-            let (name, metric, shard) = (event.name.clone(), self.context.metric, self.context.shard.clone());
-            Some(Occurrence { name, metric, shard, factors: self.factors(event)? })
-        };
-        self.events().filter_map(one).collect()
-    }
-
-    fn events(&self) -> impl Iterator<Item = &'a LoadEvent> + use<'a> {
-        let shard = self.context.shard;
-        self.context.events.into_iter().flat_map(move |events| events.of(shard))
-    }
-
-    /// Mean log factor of an event in this series, by stretch; `None` where nothing of it is known.
-    fn factors(&self, event: &LoadEvent) -> Option<[f32; BINS]> {
-        let Context { start, step, values, .. } = self.context;
-        let span = steps_of(event, start, step, values.len());
-        if span.is_empty() {
-            return None;
-        }
-        let known = values.iter().filter(|v| v.is_finite());
-        let (n, total) = known.fold((0.0f64, 0.0f64), |(n, total), v| (n + 1.0, total + f64::from(v.abs())));
-        let idle = IDLE * (total / n.max(1.0)) as f32;
-        let mut sums = [(0.0f32, 0.0f32); BINS];
-        for i in span {
-            let measured = values.get(i).copied().unwrap_or(f32::NAN);
-            let Some(usual) = self.usual(i).filter(|usual| *usual > idle) else { continue };
-            if !measured.is_finite() {
-                continue;
-            }
-            let factor = (measured.max(0.1 * idle) / usual).ln().clamp(-MOST, MOST);
-            // Not negative: the moment lies within the span.
-            let bin = position(event, middle(start, i, step)) as usize;
-            if let Some((n, total)) = sums.get_mut(bin) {
-                *n += 1.0;
-                *total += factor;
-            }
-        }
-        let factors = sums.map(|(n, total)| if n > 0.0 { total / n } else { f32::NAN });
-        factors.iter().any(|f| f.is_finite()).then_some(factors)
-    }
-
-    /// The load at the same time on days near by that have no event there.
-    fn usual(&self, i: usize) -> Option<f32> {
-        let Context { start, step, values, .. } = self.context;
-        let season = as_steps(self.season);
-        let quiet = |place: &usize| {
-            let moment = middle(start, *place, step);
-            self.events().all(|e| {
-                let shoulder = shoulder_ms(e);
-                moment < e.start.plus_ms(-shoulder) || moment >= e.end.plus_ms(shoulder)
-            })
-        };
-        let days = USUAL_DAYS.iter().filter_map(|day| usize::try_from(as_steps(i) + day * season).ok());
-        let known = days.filter(quiet).filter_map(|place| values.get(place).copied()).filter(|v| v.is_finite());
-        let (n, total) = known.take(USUAL).fold((0.0f32, 0.0f32), |(n, total), v| (n + 1.0, total + v));
-        (n >= 2.0).then(|| total / n)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use foreshard_datasets::EventCalendar;
-    use foreshard_domain::QuantileLevels;
-
-    const HOUR_MS: i64 = 3_600_000;
-    const DAYS: usize = 40;
-
-    fn hour() -> Step {
-        Step::from_ms(HOUR_MS).unwrap()
-    }
-
-    fn shard(name: &str) -> ShardId {
-        ShardId::new(name).unwrap()
-    }
-
-    fn usual(i: usize) -> f32 {
-        50.0 + 30.0 * ((i % 24) as f32 / 24.0 * std::f32::consts::TAU).sin() + (i * 7919 % 13) as f32 * 0.1
-    }
-
-    /// Four hours from ten o'clock on.
-    fn sale(day: i64) -> LoadEvent {
-        let start = Timestamp::from_ms((day * 24 + 10) * HOUR_MS);
-        LoadEvent { start, end: start.plus_ms(4 * HOUR_MS), name: "sale".to_owned(), shard: None }
-    }
-
-    /// Loads that a sale multiplies, `factor` times.
-    fn values(days: usize, sales: &[i64], factor: f32) -> Vec<f32> {
-        let on = |i: usize| sales.contains(&((i / 24) as i64)) && (10..14).contains(&(i % 24));
-        (0..days * 24).map(|i| usual(i) * if on(i) { factor } else { 1.0 }).collect()
-    }
-
-    fn context<'a>(shard: &'a ShardId, values: &'a [f32], events: &'a EventCalendar) -> Context<'a> {
-        let (start, events) = (Timestamp::from_ms(0), Some(events));
-        Context { shard, metric: Metric::CpuUtil, start, step: hour(), values, events }
-    }
-
-    #[test]
-    fn what_events_did_is_taken_out_and_put_in_again() {
-        let sales = [8, 15, 23, 31, 40];
-        let events = EventCalendar::new(sales.map(sale));
-        let (a, b) = (shard("a"), shard("b"));
-        let (twice, calm) = (values(DAYS, &sales, 2.0), values(DAYS, &sales, 1.2));
-        let sources: Vec<EventSource<'_>> = [(&a, &twice), (&b, &calm)]
-            .map(|(shard, values)| EventSource { context: context(shard, values, &events), season: 24 })
-            .to_vec();
-        let effects = EventEffects::fit(sources.iter().flat_map(EventSource::occurrences));
-        assert!(effects.is_sound() && !effects.is_empty());
-        let noon = 31 * 24 + 12;
-        for source in &sources {
-            let removed = effects.removed(&source.context);
-            assert!((removed[noon] / usual(noon) - 1.0).abs() < 0.2, "{} is not {}", removed[noon], usual(noon));
-            assert_eq!(removed[noon + 12], source.context.values[noon + 12], "nothing happens at midnight");
-        }
-        // The sixth sale lies in the window: what was learned of each series is done to it.
-        let levels = QuantileLevels::standard();
-        let row: Vec<f32> = levels.as_slice().iter().map(|l| 90.0 + 20.0 * *l as f32).collect();
-        let mut window = row.repeat(24);
-        effects.put_into(&sources[0].context, levels.as_slice(), &mut window);
-        let at = |hour: usize| &window[hour * levels.len()..][..levels.len()];
-        assert_eq!(at(2), row, "no event, no change");
-        let median = at(12)[6];
-        assert!((170.0..220.0).contains(&median), "{median}");
-        assert!(at(12)[12] - at(12)[0] > 2.0 * (row[12] - row[0]) * 0.9);
-        assert!(at(12).windows(2).all(|pair| pair[0] <= pair[1]));
-        let text = serde_json::to_string(&effects).unwrap();
-        assert_eq!(serde_json::from_str::<EventEffects>(&text).unwrap(), effects);
-    }
-
-    #[test]
-    fn an_event_that_does_nothing_has_no_effect_and_one_that_never_was_none_at_all() {
-        let sales = [8, 15, 23, 31];
-        let events = EventCalendar::new(sales.map(sale));
-        let (a, same) = (shard("a"), values(DAYS, &sales, 1.0));
-        let learned = |values| EventSource { context: context(&a, values, &events), season: 24 }.occurrences();
-        let effects = EventEffects::fit(learned(&same));
-        for (now, before) in effects.removed(&context(&a, &same, &events)).iter().zip(&same) {
-            assert!((now / before - 1.0).abs() < 0.02, "{now} {before}");
-        }
-        let unknown = EventCalendar::new([LoadEvent { name: "party".to_owned(), ..sale(12) }]);
-        assert!(matches!(effects.removed(&context(&a, &same, &unknown)), Cow::Borrowed(_)));
-        assert!(EventEffects::fit(learned(&[])).is_empty());
-    }
-
-    #[test]
-    fn d1_what_comes_after_the_last_value_is_not_learned_from() {
-        let sales = [8, 15, 23, 31];
-        let events = EventCalendar::new(sales.map(sale));
-        let (a, all) = (shard("a"), values(DAYS, &sales, 2.0));
-        let known =
-            |values| EventEffects::fit(EventSource { context: context(&a, values, &events), season: 24 }.occurrences());
-        assert_ne!(known(&all), known(&all[..20 * 24]));
-        let mut corrupt = all.clone();
-        corrupt[20 * 24..].fill(1e9);
-        assert_eq!(known(&corrupt[..20 * 24]), known(&all[..20 * 24]));
-    }
-
-    #[test]
-    fn gaps_zeros_and_endless_events_are_borne() {
-        let (a, sales) = (shard("a"), [8, 15, 23, 31]);
-        let long = LoadEvent { start: Timestamp::from_ms(i64::MIN), end: Timestamp::from_ms(i64::MAX), ..sale(1) };
-        for events in [sales.map(sale).to_vec(), vec![long]].map(EventCalendar::new) {
-            for odd in [vec![0.0; DAYS * 24], vec![f32::NAN; DAYS * 24], vec![-5.0; DAYS * 24], vec![1e30; DAYS * 24]] {
-                let context = context(&a, &odd, &events);
-                let effects = EventEffects::fit(EventSource { context, season: 24 }.occurrences());
-                assert!(effects.is_sound());
-                let mut window = vec![1.0; 24 * 3];
-                effects.put_into(&context, &[0.1, 0.5, 0.9], &mut window);
-                assert!(window.iter().all(|v| v.is_finite()));
-            }
-        }
-    }
 }

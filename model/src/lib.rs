@@ -37,7 +37,8 @@ pub use fused::{
 pub use gaps::Filled;
 pub use lanes::{Lanes, LanesError};
 pub use learned::{
-    Learned, ModelKind, Prophet, ProphetSeries, ProphetShape, RIDGE_INPUTS, Ridge, SeriesFit, waves_at as prophet_waves,
+    Blend, Learned, ModelKind, Prophet, ProphetSeries, ProphetShape, RIDGE_INPUTS, Ridge, SeriesFit,
+    waves_at as prophet_waves,
 };
 pub use local_time::LocalTime;
 pub use network::{
@@ -48,7 +49,7 @@ pub use pretrained::{PRETRAINED, pretrained};
 pub use rivals::{LastValue, SeasonalMean, SeasonalNaive, fall_back};
 pub use scenarios::{FEWEST_MOMENTS, GroupMember, any_step, any_step_corrected, past_risk, scenarios_from};
 pub use templates::{RankTemplates, TemplateLimits, TemplateSource, TemplatesError, rank_of};
-pub use trained::{MIN_HISTORY_DAYS, Origin, Trained, TrainedParts};
+pub use trained::{MIN_HISTORY_DAYS, Origin, Trained, TrainedParts, averaged};
 pub use version::{
     Calibrations, JudgedSpan, Manifest, ProductManifest, SCHEMA, Version, VersionError, VersionParts, VersionProduct,
     without_model, write_version,

@@ -173,6 +173,12 @@ mod tests {
             for step in (1..24).filter(|step| *step < 11) {
                 assert_eq!(moved[24 * 10 + step], target[step], "step {step}");
             }
+            // Where nothing has to stay, every place of yesterday is; but the last, which an autumn has not seen yet.
+            let moved = time.aligned(&values, start, later, 0);
+            for step in 1..24 {
+                let v = moved[24 * 10 + step];
+                assert!(v == target[step] || (step == 23 && v.is_nan()), "step {step}: {v}");
+            }
         }
     }
 

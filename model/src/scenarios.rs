@@ -149,14 +149,16 @@ pub fn any_step_corrected(
     limit: f64,
 ) -> f64 {
     let (shard, metric) = series;
-    let largest = (0..forecast.horizon()).map(|step| forecast.exceedance(step, limit)).fold(0.0, f64::max);
+    let each = (0..forecast.horizon()).map(|step| forecast.exceedance(step, limit));
+    let (largest, sum) = each.fold((0.0, 0.0), |(largest, sum), p| (f64::max(largest, p), sum + p));
     if largest < IMPOSSIBLE {
         return 0.0;
     }
     if largest > 1.0 - IMPOSSIBLE || metric.lower_bound().is_some_and(|bound| limit < bound) {
         return 1.0;
     }
-    calibration.apply(any_step(templates, shard, metric, forecast, limit))
+    // Past the highest rank that ever was no moment counts any more; what the steps say each goes on falling (Boole).
+    calibration.apply_within(any_step(templates, shard, metric, forecast, limit), sum)
 }
 
 /// Whether the ranks of a template are over the limit at any step; `below` holds P(value <= limit) by step.
@@ -317,6 +319,9 @@ mod tests {
         assert_eq!((p(-1.0), p(1e9)), (1.0, 0.0));
         assert!((p(90.0) - doubtful.apply(0.25)).abs() < 1e-12);
         assert!(p(10.0) >= p(90.0));
+        // The highest rank that ever was is .95; beyond it the tails tell one limit from another.
+        let beyond = [104.0, 108.0, 112.0].map(p);
+        assert!(beyond.is_sorted_by(|a, b| a > b) && p(101.0) <= p(90.0) && beyond[0] <= p(101.0), "{beyond:?}");
     }
 
     #[test]

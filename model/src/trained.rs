@@ -1,5 +1,6 @@
 //! What was trained, as a forecaster.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use foreshard_domain::{Calibration, Fallback, Metric, RiskCalibrations, ShardId, Timestamp};
@@ -137,7 +138,12 @@ impl Trained {
         let batch = table.batch(&all, &steps, |_| false);
         let mut rows = match &self.parts.learned {
             Learned::Ridge(ridge) => ridge.rows(&batch),
-            Learned::Lstm(_) | Learned::Prophet(_) => self.averaged(&batch)?,
+            Learned::Blend(blend) => {
+                let mut rows = averaged(&self.tensors, &batch)?;
+                blend.mix(&mut rows, &batch);
+                rows
+            }
+            Learned::Lstm(_) | Learned::Prophet(_) => averaged(&self.tensors, &batch)?,
         };
         for (origin, rows) in rows.chunks_exact_mut(horizon.max(1)).enumerate() {
             let (loc, scale) = table.scaling(origin);
@@ -147,52 +153,57 @@ impl Trained {
         Ok(rows.chunks_exact(horizon.max(1)).map(<[_]>::to_vec).collect())
     }
 
-    /// The mean of what the networks say, in z.
-    fn averaged(&self, batch: &Batch) -> Result<Rows, NetworkError> {
-        let mut sums = vec![[0.0f32; LEVELS]; batch.origins * batch.steps];
-        let share = 1.0 / self.tensors.len().max(1) as f32;
-        for member in &self.tensors {
-            let quantiles = forward(member, batch, None)?.quantiles.flatten_all()?.to_vec1::<f32>()?;
-            for (sum, row) in sums.iter_mut().zip(quantiles.as_chunks::<LEVELS>().0) {
-                for (s, q) in sum.iter_mut().zip(row) {
-                    *s += q * share;
-                }
-            }
-        }
-        Ok(sums)
-    }
-
     /// Quantiles of the windows after some contexts, as [`Self::raw_quantiles`] has them: of days without events, by the
-    /// clock on the wall. A window in which the clock is changed is passed once for each offset.
+    /// clock on the wall. A window in which the clock is changed is passed once for each [`Pass`].
     fn rows_of(&self, contexts: &[&Context<'_>]) -> Result<Vec<Rows>, NetworkError> {
         let spec = &self.parts.spec;
-        let window = |c: &Context<'_>| c.start.plus_steps(as_steps(c.values.len()), c.step);
-        let stretches: Vec<Vec<Stretch>> =
-            contexts.iter().map(|c| self.clock.stretches(window(c), spec.horizon)).collect();
-        let passes: Vec<(&Context<'_>, &Stretch)> =
-            contexts.iter().zip(&stretches).flat_map(|(c, own)| own.iter().map(move |stretch| (*c, stretch))).collect();
+        let own: Vec<Vec<Pass>> = contexts.iter().map(|c| self.passes(c)).collect();
+        let passes: Vec<(&Context<'_>, &Pass)> =
+            contexts.iter().zip(&own).flat_map(|(c, own)| own.iter().map(move |pass| (*c, pass))).collect();
         // The whole context is filled, then cut: the same order as in training.
-        let filled = self.lanes.map(&passes, |_, (context, stretch)| {
+        let filled = self.lanes.map(&passes, |_, (context, pass)| {
             let values = self.parts.events.removed(context);
-            let changed = self.clock.offset_ms(context.issued_at()) != stretch.offset_ms;
-            let keep = if changed { spec.season_steps / 2 } else { 0 };
-            let aligned = self.clock.aligned(&values, context.start, stretch.offset_ms, keep);
+            let aligned = self.clock.aligned(&values, context.start, pass.offset_ms, pass.keep);
             Filled::new(&aligned, spec.season_steps)
         });
-        let origins = filled.iter().zip(&passes).map(|(filled, (context, stretch))| Origin {
+        let origins = filled.iter().zip(&passes).map(|(filled, (context, pass))| Origin {
             shard: context.shard,
             metric: context.metric,
             filled,
             index: filled.values().len(),
-            start: window(context).plus_ms(stretch.offset_ms),
+            start: window(context).plus_ms(pass.offset_ms),
         });
         let origins: Vec<Origin<'_>> = origins.collect();
         let mut passed = self.raw_quantiles(&origins)?.into_iter();
-        let of_window = |own: Vec<Stretch>| -> Rows {
+        let of_window = |own: Vec<Pass>| -> Rows {
             let parts = own.into_iter().zip(passed.by_ref());
-            parts.flat_map(|(stretch, rows)| rows.get(stretch.steps).unwrap_or(&[]).to_vec()).collect()
+            parts.flat_map(|(pass, rows)| rows.get(pass.steps).unwrap_or(&[]).to_vec()).collect()
         };
-        Ok(stretches.into_iter().map(of_window).collect())
+        Ok(own.into_iter().map(of_window).collect())
+    }
+
+    /// By which clocks the window after a context is passed.
+    fn passes(&self, context: &Context<'_>) -> Vec<Pass> {
+        let spec = &self.parts.spec;
+        let now = self.clock.offset_ms(context.issued_at());
+        let half = spec.season_steps / 2;
+        let mut passes = Vec::with_capacity(1);
+        for Stretch { steps, offset_ms } in self.clock.stretches(window(context), spec.horizon) {
+            let mut pass = |steps: Range<usize>, keep| {
+                if !steps.is_empty() {
+                    passes.push(Pass { steps, offset_ms, keep });
+                }
+            };
+            if offset_ms == now {
+                pass(steps, 0);
+            } else {
+                // What was an hour ago was an hour ago by any clock, and near steps live on that; for those farther off
+                // yesterday has to be told by the clock that they have.
+                pass(steps.start..steps.end.min(half), half);
+                pass(steps.start.max(half)..steps.end, 0);
+            }
+        }
+        passes
     }
 
     /// An answer with what the events of its window do; `None` if a quantile is no finite number any more.
@@ -233,6 +244,39 @@ impl Trained {
         }
         Some(values)
     }
+}
+
+/// The mean of what some networks say, in z: a row for each origin and step of a batch.
+///
+/// # Errors
+/// [`NetworkError`] if the tensor library fails.
+pub fn averaged(networks: &[WeightTensors], batch: &Batch) -> Result<Rows, NetworkError> {
+    let mut sums = vec![[0.0f32; LEVELS]; batch.origins * batch.steps];
+    let share = 1.0 / networks.len().max(1) as f32;
+    for member in networks {
+        let quantiles = forward(member, batch, None)?.quantiles.flatten_all()?.to_vec1::<f32>()?;
+        for (sum, row) in sums.iter_mut().zip(quantiles.as_chunks::<LEVELS>().0) {
+            for (s, q) in sum.iter_mut().zip(row) {
+                *s += q * share;
+            }
+        }
+    }
+    Ok(sums)
+}
+
+/// Steps of a window that are forecast together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pass {
+    steps: Range<usize>,
+    /// How far the wall clock is ahead of UTC there, in milliseconds.
+    offset_ms: i64,
+    /// How many of the newest values keep their place whatever the clock does.
+    keep: usize,
+}
+
+/// The first step after a context.
+fn window(context: &Context<'_>) -> Timestamp {
+    context.start.plus_steps(as_steps(context.values.len()), context.step)
 }
 
 /// The quantile of any learned or intermediate level, linear between the learned ones.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use foreshard_domain::{Fallback, Metric, Product, ShardId, Timestamp};
 use foreshard_model::{
-    Context, Filled, ForecastSpec, Forecaster, Lanes, Learned, ModelKind, Origin, Prophet, ProphetSeries, RIDGE_INPUTS,
-    Ridge, SPREADS, SeriesFit, TENSOR_LEVELS, Trained, TrainedParts, Version, VersionParts, VersionProduct,
-    WIDTH_BLOCKS, write_version,
+    Architecture, Blend, Context, Features, Filled, ForecastSpec, Forecaster, Lanes, Learned, ModelKind, Origin,
+    Prophet, ProphetSeries, RIDGE_INPUTS, Ridge, SPREADS, SeriesFit, TENSOR_LEVELS, Trained, TrainedParts, Version,
+    VersionParts, VersionProduct, WIDTH_BLOCKS, Weights, write_version,
 };
 use proptest::prelude::*;
 
@@ -26,6 +26,17 @@ fn ridge(horizon: usize) -> Learned {
     let coefficients = (0..horizon * RIDGE_INPUTS).map(|i| ((i * 7919) % 211) as f32 / 2110.0 - 0.05).collect();
     let quantiles = errors().repeat(WIDTH_BLOCKS);
     Learned::Ridge(Ridge { coefficients, spreads: vec![0.1; WIDTH_BLOCKS * SPREADS], quantiles })
+}
+
+fn network(product: Product) -> Weights {
+    let sizes = Architecture::new(&Features::new(&ForecastSpec::of_product(product)));
+    Weights { architecture: sizes, values: (0..sizes.size()).map(|i| ((i * 31) % 7) as f32 / 100.0 - 0.03).collect() }
+}
+
+/// A network with maps beside it.
+fn blend(share: f32) -> Learned {
+    let Learned::Ridge(ridge) = ridge(48) else { panic!("it is a ridge") };
+    Learned::Blend(Blend { networks: vec![network(Product::NextHours)], ridge, share })
 }
 
 /// Fits of two series.
@@ -204,15 +215,40 @@ fn who_cannot_be_answered_falls_back_and_says_why() {
 }
 
 #[test]
+fn maps_have_their_share_in_what_networks_say_and_a_folder_keeps_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("1");
+    write_version(&dir, &parts(vec![product(Product::NextHours, blend(0.25))])).unwrap();
+    let version = Version::load(&dir).unwrap();
+    assert_eq!((version.manifest().kind, version.manifest().schema), (ModelKind::Lstm, 3));
+    assert_eq!(version.manifest().products[0].ridge_share, Some(0.25));
+    let values: Vec<f32> =
+        (0..288 * 9).map(|i| 40.0 + (i as f32 / 288.0 * std::f32::consts::TAU).sin() * 9.0).collect();
+    let name = shard("a");
+    let said = |trained: &Trained| trained.forecast(&[context(&name, &values)]).remove(0).forecast.values().to_vec();
+    let network = trained(Learned::Lstm(vec![network(Product::NextHours)]));
+    let (network, maps, both) = (said(&network), said(&trained(ridge(48))), said(&trained(blend(0.25))));
+    assert_eq!(said(version.forecaster("next_hours").unwrap()), both);
+    for ((network, maps), both) in network.iter().zip(&maps).zip(&both) {
+        assert!((0.75 * network + 0.25 * maps - both).abs() < 1e-3 * both.abs(), "{network} {maps} {both}");
+    }
+    let refused = |learned| {
+        write_version(&folder.path().join("2"), &parts(vec![product(Product::NextHours, learned)])).unwrap_err()
+    };
+    for share in [0.0, 1.0, f32::NAN] {
+        let error = refused(blend(share));
+        assert!(error.to_string().contains("1 networks with a share of"), "{error}");
+    }
+}
+
+#[test]
 fn folders_of_the_first_schema_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("1");
-    let spec = ForecastSpec::of_product(Product::NextHours);
-    let sizes = foreshard_model::Architecture::new(&foreshard_model::Features::new(&spec));
-    let weights = foreshard_model::Weights { architecture: sizes, values: vec![0.01; sizes.size()] };
+    let weights = network(Product::NextHours);
     write_version(&dir, &parts(vec![product(Product::NextHours, Learned::Lstm(vec![weights]))])).unwrap();
     let text = fs::read_to_string(dir.join("manifest.json")).unwrap();
-    assert!(text.contains("\"kind\": \"lstm\"") && !text.contains("prophet"), "{text}");
+    assert!(text.contains("\"kind\": \"lstm\"") && !text.contains("prophet") && !text.contains("ridge"), "{text}");
     let old = text.replace("\"schema\": 2", "\"schema\": 1").replace("  \"kind\": \"lstm\",\n", "");
     assert_ne!(old, text);
     fs::write(dir.join("manifest.json"), old).unwrap();
@@ -226,7 +262,7 @@ proptest! {
     fn f1_quantiles_never_cross(values in proptest::collection::vec(
         prop_oneof![6 => -10f32..1e4, 1 => Just(f32::NAN), 1 => Just(0.0), 1 => 1e6f32..1e12], 288 * 8)
     ) {
-        for trained in [trained(ridge(48)), trained(prophet())] {
+        for trained in [trained(ridge(48)), trained(prophet()), trained(blend(0.4))] {
             let answer = trained.forecast(&[context(&shard("b"), &values)]).remove(0);
             prop_assert_eq!(answer.forecast.horizon(), 48);
             let rows = answer.forecast.values().chunks(13);

@@ -103,6 +103,15 @@ fn on_both_daylight_saving_days_and_after_them_loads_follow_the_clock() {
             assert!(ratio < 0.8, "{} from {changed} on: {ratio}", product.name());
             let first = all(&local, windows[0]) / all(&utc, windows[0]);
             assert!(first < 1.1, "{} from {changed} on, first window: {first}", product.name());
+            // Those of its steps that live on yesterday have it by their own clock.
+            let far = |forecaster: &Trained| {
+                let noon = changed.plus_ms(DAY_MS / 2);
+                loss(forecaster, &data, None, windows[0], |_, ts| ts >= noon)
+            };
+            if product == Product::NextDay {
+                let ratio = far(&local) / far(&utc);
+                assert!(ratio < 0.9, "from {changed} on, the second half of the first day: {ratio}");
+            }
             // Long before the change and with it nowhere in sight, the zone only shifts the calendar by a constant.
             let before = changed.plus_ms(-5 * DAY_MS);
             let calm = all(&local, before) / all(&utc, before);

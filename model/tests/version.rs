@@ -158,7 +158,7 @@ fn damage_is_refused_and_named() {
             fs::write(dir.join("manifest.json"), text.replace(from, to)).unwrap();
         })
     };
-    assert!(edit("\"schema\": 2", "\"schema\": 3").contains("has schema 3"));
+    assert!(edit("\"schema\": 2", "\"schema\": 4").contains("has schema 4"));
     assert!(edit("\"decoder\": 8", "\"decoder\": 9").contains("weights of the version"));
     assert!(edit("card.md", "../card.md").contains("card.md"));
     assert!(edit("\"horizon\": 48", "\"horizon\": 0").contains("next_hours"));

@@ -104,7 +104,7 @@ impl World<'_> {
         let excess = |shards: &[Vec<ShardId>; 2], at: Timestamp| -> Option<f64> {
             let over = |(node, shards): (&NodeId, &Vec<ShardId>)| {
                 let shares = self.shares(node, shards, at)?;
-                Some(shares.into_iter().map(|share| (share - self.settings.limit).max(0.0)).sum::<f64>())
+                Some(shares.into_iter().map(|share| self.settings.charge(share)).sum::<f64>())
             };
             [source, target].into_iter().zip(shards).map(over).sum()
         };

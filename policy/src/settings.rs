@@ -54,13 +54,21 @@ impl Default for SearchLimits {
     }
 }
 
+/// Share of a capacity below it from which on a load begins to count as over: what a step of the charge at capacity itself
+/// would hang on is the rounding of sums.
+pub(crate) const NEARLY: f64 = 0.02;
+
 /// Settings of the planner. Shares are of a node's capacity: 1 is full. Costs and gains are in overload minutes: load
-/// over the limit, as share of capacity, integrated over minutes and summed over resources.
+/// over the limit, as share of capacity, integrated over minutes and summed over resources, and a part of every minute over
+/// capacity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicySettings {
     /// Share of capacity above which load counts as excess.
     pub limit: f64,
+    /// What a minute over capacity counts beside its excess, however small that is: those who wait feel that a node is over,
+    /// and only then by how much. Reached linearly over the last fiftieth below capacity, by resource. 0: excess alone.
+    pub minute_weight: f64,
     /// Probability of being over the limit above which the threshold rule asks for a move.
     pub confidence: f64,
     /// Quantile over scenarios at which no plan may put a node over capacity.
@@ -117,6 +125,7 @@ impl Default for PolicySettings {
     fn default() -> Self {
         Self {
             limit: 1.0,
+            minute_weight: 0.1,
             confidence: 0.5,
             capacity_quantile: 0.9,
             rules: RuleSwitches::default(),
@@ -176,6 +185,7 @@ impl PolicySettings {
             want(value.is_finite() && value > 0.0, name, value, "a positive number");
         }
         for (name, value) in [
+            ("minute_weight", self.minute_weight),
             ("balance_band", self.balance_band),
             ("balance_weight", self.balance_weight),
             ("min_gain", self.min_gain),
@@ -217,6 +227,12 @@ impl PolicySettings {
             0 => 1.0,
             half => (-(late as f64) / half as f64).exp2(),
         }
+    }
+
+    /// What a minute at this share of a capacity is charged: the excess over the limit, and being over at all.
+    pub(crate) fn charge(&self, share: f64) -> f64 {
+        let nearly = (share - (1.0 - NEARLY)).clamp(0.0, NEARLY) / NEARLY;
+        (share - self.limit).max(0.0) + self.minute_weight * nearly
     }
 
     /// What a move that costs `cost` must gain to be worth it.

@@ -61,8 +61,9 @@ fn an_overload_that_a_move_avoided_is_no_false_alarm() {
     assert_eq!((scores.risks, scores.moves, scores.harmful), (1, 1, 0));
     assert_eq!(scores.brier, Some(0.0));
     assert_eq!((scores.reliability[0].said, scores.reliability[0].came), (1.0, 1.0));
-    // 20 % too much for two hours; the copy takes a step of what was expected.
-    assert!((scores.realised_gain - 0.2 * 120.0).abs() < 1e-9, "{scores:?}");
+    // 20 % too much for two hours, and a tenth for each minute of being over at all; the copy takes a step of what was
+    // expected.
+    assert!((scores.realised_gain - (0.2 + 0.1) * 120.0).abs() < 1e-9, "{scores:?}");
     assert!(scores.expected_gain > 0.9 * scores.realised_gain && scores.expected_gain <= scores.realised_gain + 1e-3);
 }
 
@@ -73,7 +74,7 @@ fn an_alarm_without_a_fire_and_a_move_that_harmed_are_told() {
         scores(&World { shards: vec![("a", "n1", 40.0), ("b", "n1", 40.0), ("c", "n2", 90.0)], unknown: None });
     assert_eq!((scores.brier, scores.brier_of_rate), (Some(1.0), Some(0.0)));
     assert_eq!((scores.moves, scores.harmful), (1, 1));
-    assert!((scores.realised_gain + 0.3 * 120.0).abs() < 1e-9, "{scores:?}");
+    assert!((scores.realised_gain + (0.3 + 0.1) * 120.0).abs() < 1e-9, "{scores:?}");
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use foreshard_domain::{PerResource, Resource, ShardId, Step, Timestamp};
 use foreshard_policy::PolicySettings;
 use foreshard_policy::simulate::{
-    Cell, SimError, SimLoads, SimPolicy, SimSpec, TrueFuture, TuneGrid, base_settings, simulate, tune_predictive,
-    tune_reactive,
+    Cell, SimError, SimLoads, SimPolicy, SimSpec, TrueFuture, TuneGrid, base_settings, simulate, simulate_tuning,
+    tune_predictive, tune_reactive,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -69,23 +69,26 @@ fn perfect_scenarios_beat_reacting_and_reacting_beats_nothing() {
 /// was a hard limit to the end of the window, and overload of tomorrow was charged like that of now.
 #[test]
 fn seeing_a_day_is_as_good_as_seeing_hours() {
+    // The excess alone is charged, as it was then, also by the run that makes the beginning.
+    let window = PolicySettings::default().capacity_window_ms;
+    let excess = PolicySettings { minute_weight: 0.0, capacity_window_ms: window, ..base_settings() };
     let planner = |capacity_window_ms, foresight_half_life_ms| PolicySettings {
         limit: 0.95,
         min_gain: 0.0,
         capacity_window_ms,
         foresight_half_life_ms,
-        ..base_settings()
+        ..excess.clone()
     };
-    let (window, half_life) = (base_settings().capacity_window_ms, base_settings().foresight_half_life_ms);
+    let half_life = excess.foresight_half_life_ms;
     let planners = [(0, 0), (window, 0), (0, half_life), (window, half_life)];
     for seed in [1, 2] {
         let cell = cell(seed);
-        let none = simulate(&cell, SimPolicy::None, &base_settings(), &base_settings()).unwrap();
+        let none = simulate(&cell, SimPolicy::None, &excess, &excess).unwrap();
         for (window, half_life) in planners {
             let settings = planner(window, half_life);
             let [hours, day] = [48, 288].map(|horizon| {
                 let mut future = TrueFuture::new(cell.loads().clone(), horizon);
-                simulate(&cell, SimPolicy::Predictive(&mut future), &base_settings(), &settings).unwrap()
+                simulate(&cell, SimPolicy::Predictive(&mut future), &excess, &settings).unwrap()
             });
             for (seen, r) in [("4 h", &hours), ("24 h", &day)] {
                 let (minutes, area) = (r.overload_minutes, r.overload_area);
@@ -195,6 +198,29 @@ fn tuning_prefers_what_pays_and_refuses_an_edge() {
     assert!(chosen.moves <= reactive.chosen.moves);
     let few = predictive.tried.iter().filter(|t| t.moves <= reactive.chosen.moves);
     assert!(few.into_iter().all(|t| t.overload_minutes >= chosen.overload_minutes));
+}
+
+/// A setting is left as soon as it is behind; that must not change the choice.
+#[test]
+fn what_is_behind_is_left_without_changing_the_choice() {
+    let cells = [cell(1), cell(2), cell(3)];
+    // The second gain is as good as the first, so that the choice is never on the edge.
+    let grid = TuneGrid { triggers: vec![0.9, 1.0], min_gains: vec![0.0, 1e-9, 0.5, 2.0, 8.0, 1e6] };
+    let tuned = tune_reactive(&cells, &base_settings(), &grid).unwrap();
+    let mut best = f64::INFINITY;
+    for tried in &tuned.tried {
+        let settings = PolicySettings { limit: tried.trigger, min_gain: tried.min_gain, ..base_settings() };
+        let all = cells.each_ref().map(|c| simulate_tuning(c, SimPolicy::Reactive, &settings, &settings).unwrap());
+        let minutes: f64 = all.iter().map(|r| r.overload_minutes).sum();
+        let moves: usize = all.iter().map(|r| r.moves).sum();
+        best = best.min(minutes + moves as f64);
+        assert!(tried.overload_minutes <= minutes + 1e-9 && tried.moves <= moves && tried.cells <= cells.len());
+        assert!(tried.cells < cells.len() || tried.moves == moves);
+    }
+    let chosen = &tuned.chosen;
+    assert_eq!(chosen.cells, cells.len());
+    assert!((chosen.overload_minutes + chosen.moves as f64 - best).abs() < 1e-6);
+    assert!(tuned.tried.iter().any(|t| t.cells < cells.len()), "nothing was left early");
 }
 
 #[test]

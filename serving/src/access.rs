@@ -19,7 +19,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tonic::Status;
 
 use crate::ingest::reason;
-use crate::watched::Watched;
+use crate::watched::{Look, Watched};
 
 /// What a call needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,16 +96,28 @@ impl Access {
         Ok(())
     }
 
-    /// Reads the file again if it has changed; what was known before holds where that fails.
-    pub(crate) fn look(&self) {
-        let Some(file) = self.file.as_ref().filter(|file| file.changed()) else { return };
+    /// Reads the file again if it has changed; what was known before holds where that fails. True if it is being written, so
+    /// that the next look should come soon.
+    pub(crate) fn look(&self) -> bool {
+        let Some(file) = &self.file else { return false };
+        match file.look() {
+            Look::Same => return false,
+            Look::Settling => return true,
+            Look::Changed => {}
+        }
         match self.read() {
-            Ok(()) => tracing::info!("the tokens were read again"),
+            Ok(()) => {
+                file.used();
+                tracing::info!("the tokens were read again");
+            }
             Err(error) => {
-                file.try_again();
-                tracing::error!(error = %reason(&error), "tokens cannot be read; those known before hold");
+                let why = reason(&error);
+                if file.try_again(&why) {
+                    tracing::error!(error = %why, "tokens cannot be read; those known before hold");
+                }
             }
         }
+        false
     }
 
     /// Whether a call may go on.
@@ -204,10 +216,11 @@ mod tests {
         let may = |token: &str| access.check(Right::Read, &headers(&format!("Bearer {token}"))).is_ok();
         assert!(may("0123456789abcdef") && !may("another-secret-of-16"));
         fs::write(&path, "planner read another-secret-of-16\n").unwrap();
-        access.look();
-        assert!(!may("0123456789abcdef") && may("another-secret-of-16"));
+        assert!(access.look() && may("0123456789abcdef"), "it may be half written");
+        assert!(!access.look() && !may("0123456789abcdef") && may("another-secret-of-16"));
         fs::write(&path, "planner read\n").unwrap();
-        access.look();
-        assert!(may("another-secret-of-16"));
+        assert!(access.look() && !access.look() && may("another-secret-of-16"));
+        fs::write(&path, TEXT).unwrap();
+        assert!(access.look() && !access.look() && may("0123456789abcdef"), "mended");
     }
 }

@@ -49,6 +49,8 @@ pub struct ServingConfig {
     pub queue_wait: Duration,
     /// Rows that are computed together at most.
     pub batch_rows: usize,
+    /// MiB of answers that are kept to be given again as long as they would be the same; 0 keeps none.
+    pub cache_mib: u32,
     /// MiB of all scenario sets that are made or sent at once; beyond them requests are refused.
     pub scenario_mib: u32,
     /// Threads that compute; the model spreads a batch over all cores by itself, so one is usually best.
@@ -100,6 +102,7 @@ impl Default for ServingConfig {
             queue_rows: 65_536,
             queue_wait: Duration::from_secs(1),
             batch_rows: 4_096,
+            cache_mib: 64,
             scenario_mib: 1024,
             compute_threads: 1,
             flush_every: Duration::from_secs(60),

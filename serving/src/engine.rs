@@ -5,12 +5,14 @@
 //! expired or was given up while it waited is never computed. Waiting requests of one product are computed together; a series that several of them want is computed once.
 
 mod answer;
+mod cache;
 mod nodes;
 mod pace;
 mod queue;
 mod slot;
 
 pub(crate) use answer::{Bench, MAX_SCENARIO_VALUES, probability, risks, scenarios};
+pub(crate) use cache::AnswerCache;
 pub(crate) use nodes::{NodeQuestion, node_loads};
 pub(crate) use slot::Slot;
 
@@ -104,8 +106,8 @@ impl Engine {
     pub(crate) fn start(bench: &Arc<Bench>, limits: EngineLimits, times: &Arc<BatchTimes>) -> std::io::Result<Self> {
         let EngineLimits { queue_rows, queue_wait, batch_rows, threads: wanted } = limits;
         let limits = QueueLimits { rows: queue_rows, wait: queue_wait, batch_rows, threads: wanted.max(1) };
-        let queue = Arc::new(RowQueue::new(limits));
         let counts = Arc::new(EngineCounts::default());
+        let queue = Arc::new(RowQueue::new(limits, Arc::clone(&counts)));
         let mut threads = Vec::new();
         for i in 0..limits.threads {
             let worker = Worker {

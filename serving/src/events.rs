@@ -2,12 +2,12 @@
 
 use foreshard_datasets::{EventCalendar, TableError, read_events};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::{fs, io};
 
 use crate::context::ContextStore;
 use crate::ingest::reason;
+use crate::watched::{Look, Watched};
 
 /// Why events cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -26,47 +26,48 @@ pub enum EventsError {
     Table(#[from] TableError),
 }
 
-/// A file's state, as far as it tells whether the file is another one now.
-type Seen = (Option<SystemTime>, u64);
-
 /// Watches a file of events and tells the contexts.
 pub(crate) struct EventWatch {
-    path: Option<PathBuf>,
+    file: Option<Watched>,
     contexts: Arc<RwLock<ContextStore>>,
-    seen: Mutex<Option<Seen>>,
 }
 
 impl EventWatch {
     pub(crate) fn new(path: Option<PathBuf>, contexts: Arc<RwLock<ContextStore>>) -> Self {
-        Self { path, contexts, seen: Mutex::default() }
+        Self { file: path.map(Watched::new), contexts }
     }
 
-    /// Reads the file if it has changed since the last look; true if it had. What was known before stays where that fails.
-    /// Blocks on disk.
-    pub(crate) fn check(&self) -> Result<bool, EventsError> {
-        let Some(path) = &self.path else { return Ok(false) };
-        let failed = |source| EventsError::Io { path: path.clone(), source };
-        let found = fs::metadata(path).map_err(failed)?;
-        let now = (found.modified().ok(), found.len());
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == Some(now) {
-            return Ok(false);
-        }
-        // A file that cannot be read is told once, not at every look.
-        *seen = Some(now);
+    /// Reads the file, if there is one. What was known before stays where that fails. Blocks on disk.
+    pub(crate) fn read(&self) -> Result<(), EventsError> {
+        let Some(path) = self.file.as_ref().map(Watched::path) else { return Ok(()) };
+        fs::metadata(path).map_err(|source| EventsError::Io { path: path.to_owned(), source })?;
         let events = read_events(path)?;
         let count = events.len();
         let calendar = Arc::new(EventCalendar::new(events));
         self.contexts.write().unwrap_or_else(PoisonError::into_inner).announce(calendar);
         tracing::info!(events = count, file = %path.display(), "events are known");
-        Ok(true)
+        Ok(())
     }
 
-    /// The same, for a loop that goes on whatever happens.
-    pub(crate) fn look(&self) {
-        if let Err(error) = self.check() {
-            tracing::error!(error = %reason(&error), "events cannot be read; those known before hold");
+    /// Reads the file again if it has changed, and one that could not be read at every look. True if it is being written, so
+    /// that the next look should come soon.
+    pub(crate) fn look(&self) -> bool {
+        let Some(file) = &self.file else { return false };
+        match file.look() {
+            Look::Same => return false,
+            Look::Settling => return true,
+            Look::Changed => {}
         }
+        match self.read() {
+            Ok(()) => file.used(),
+            Err(error) => {
+                let why = reason(&error);
+                if file.try_again(&why) {
+                    tracing::error!(error = %why, "events cannot be read; those known before hold");
+                }
+            }
+        }
+        false
     }
 }
 
@@ -82,11 +83,12 @@ mod tests {
         let contexts = Arc::new(RwLock::new(ContextStore::new(1)));
         let watch = EventWatch::new(Some(path.clone()), Arc::clone(&contexts));
         let known = || contexts.read().unwrap().events().clone();
-        assert!(matches!(watch.check(), Err(EventsError::Io { .. })));
+        // A change counts when it has settled.
+        let look = || watch.look() && !watch.look();
+        assert!(matches!(watch.read(), Err(EventsError::Io { .. })));
         let row = "2024-05-01T10:00:00Z,2024-05-01T12:00:00Z,sale\n";
         fs::write(&path, format!("start,end,name\n{row}")).unwrap();
-        assert!(watch.check().unwrap());
-        assert!(!watch.check().unwrap(), "nothing has changed");
+        assert!(look());
         let one = known();
         assert!(!one.is_empty());
         let mut seen = Observation::empty(ShardId::new("a").unwrap(), Timestamp::from_ms(0));
@@ -96,12 +98,36 @@ mod tests {
         let made = contexts.read().unwrap().contexts(Step::FIVE_MINUTES, &[key], Timestamp::from_ms(900_000));
         assert_eq!(made[0].as_context().events, Some(one.as_ref()), "what is forecast from knows them");
         fs::write(&path, format!("start,end,name\n{row}never,ever,party\n")).unwrap();
-        assert!(matches!(watch.check(), Err(EventsError::Table(_))));
-        watch.look();
+        assert!(matches!(watch.read(), Err(EventsError::Table(_))));
+        assert!(look());
         assert_eq!(known(), one);
-        fs::write(&path, format!("start,end,name\n{row}{row}{row}")).unwrap();
-        assert!(watch.check().unwrap());
+        let other = row.replace("sale", "raid");
+        fs::write(&path, format!("start,end,name\n{row}{other}")).unwrap();
+        assert!(look());
         assert_ne!(known(), one);
-        assert!(!EventWatch::new(None, contexts).check().unwrap());
+        let without = EventWatch::new(None, contexts);
+        assert!(without.read().is_ok() && !without.look());
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_tried_again_although_it_did_not_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("events.csv"), dir.path().join("away.csv"));
+        let row = "2024-05-01T10:00:00Z,2024-05-01T12:00:00Z,sale\n";
+        fs::write(&away, format!("start,end,name\n{row}")).unwrap();
+        // A folder in its place is there, and cannot be read.
+        fs::create_dir(&path).unwrap();
+        let contexts = Arc::new(RwLock::new(ContextStore::new(1)));
+        let watch = EventWatch::new(Some(path.clone()), Arc::clone(&contexts));
+        assert!(!watch.look(), "nothing has changed");
+        fs::write(path.join("changed"), "").unwrap();
+        assert!(watch.look() && !watch.look());
+        let file = watch.file.as_ref().unwrap();
+        assert_eq!(file.look(), Look::Changed, "tried again at the next look");
+        file.wait();
+        fs::remove_dir_all(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+        assert!(watch.look() && !watch.look());
+        assert!(!contexts.read().unwrap().events().is_empty());
     }
 }

@@ -1,6 +1,8 @@
 //! A serving process: starts the parts in their order, keeps them going, stops them without losing anything.
 
 mod background;
+mod ending;
+mod stopping;
 
 use foreshard_api::inference::GrpcInferenceServiceServer;
 use foreshard_api::v1::forecast_service_server::ForecastServiceServer;
@@ -20,7 +22,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::access::{Access, AccessLayer};
 use crate::config::model_ms;
-use crate::engine::{Bench, Engine, EngineLimits, Slot};
+use crate::engine::{AnswerCache, Bench, Engine, EngineLimits, Slot};
 use crate::events::EventWatch;
 use crate::export::Exporter;
 use crate::http::{self, Pages};
@@ -33,11 +35,12 @@ use crate::remote_write::Receiver;
 use crate::service::{ForecastApi, ScenarioBudget};
 use crate::transport::{ConnectionCounts, ConnectionLimits, Inside, Tls, accept};
 use crate::{EngineCounts, RegistryVersions, ReloadError, ServingConfig, ServingError, VersionLoader};
+use ending::Ending;
 
 /// A connection whose other end went away is noticed by pings in this interval.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
-/// A connection that says nothing for so long after it was opened is closed.
+/// A connection that has not said its opening so long after it was made is closed.
 const SPEAK_WITHIN: Duration = Duration::from_secs(20);
 
 /// Calls of one connection at once; more wait at the client.
@@ -45,9 +48,6 @@ const CALLS_OF_A_CONNECTION: u32 = 1024;
 
 /// Callers that watch at once; each costs a task and at most a few parts of an answer.
 const MOST_WATCHERS: usize = 1024;
-
-/// Time for the last answers to leave once requests in flight are cut off.
-const CUT_OFF_WITHIN: Duration = Duration::from_secs(1);
 
 /// A server that answers until it is shut down. Dropping it stops it too, without waiting and without the last flush;
 /// nothing is lost then either, since the log has every acknowledged row.
@@ -106,17 +106,17 @@ pub async fn start_with(
     let ingestor = Arc::new(spawn_blocking(move || Ingestor::open(&history, &log, days)).await??);
     let events = Arc::new(EventWatch::new(config.events.clone(), ingestor.contexts()));
     let first = Arc::clone(&events);
-    spawn_blocking(move || first.check()).await??;
+    spawn_blocking(move || first.read()).await??;
     let slot = Arc::new(Slot::default());
     let reloader = Arc::new(Reloader::new(&config.registry, &config.model, loader, Arc::clone(&slot)));
     background::reload(&reloader).await;
 
     let (stop, stop_http) = (CancellationToken::new(), CancellationToken::new());
     let limits = connection_limits(&config);
-    let (incoming, connections) = accept(listener, limits, guard.tls(Inside::Grpc), stop.clone());
+    let (incoming, connections) = accept(listener, limits, (Inside::Grpc, guard.tls.clone()), stop.clone());
     let mut ports = vec![("grpc", connections)];
     let http = http.map(|(listener, addr)| {
-        let (incoming, connections) = accept(listener, limits, guard.tls(Inside::Http), stop_http.clone());
+        let (incoming, connections) = accept(listener, limits, (Inside::Http, guard.tls.clone()), stop_http.clone());
         ports.push(("http", connections));
         (incoming, addr)
     });
@@ -138,11 +138,8 @@ pub async fn start_with(
     let puller = puller(&config, &parts).await?;
     let mut background = vec![
         tokio::spawn(background::keep_flushing(parts.clone(), config.flush_every, stop.clone())),
-        tokio::spawn(background::keep_reloading(
-            (Arc::clone(&parts.reloader), events, guard.clone()),
-            config.reload_every,
-            stop.clone(),
-        )),
+        tokio::spawn(background::keep_reloading(Arc::clone(&parts.reloader), config.reload_every, stop.clone())),
+        tokio::spawn(background::keep_looking(events, guard.clone(), config.reload_every, stop.clone())),
         tokio::spawn(background::keep_telling(health.clone(), Arc::clone(&readiness), stop.clone())),
     ];
     let exporter = config.exported.clone().map(|exported| Exporter::new(parts.clone(), exported));
@@ -196,16 +193,9 @@ impl Guard {
         Ok(Self { tls, access })
     }
 
-    fn tls(&self, inside: Inside) -> Option<(Arc<Tls>, Inside)> {
-        self.tls.as_ref().map(|tls| (Arc::clone(tls), inside))
-    }
-
-    /// Reads certificates and tokens again if they have changed. Blocks on the disk.
-    fn look(&self) {
-        self.access.look();
-        if let Some(tls) = &self.tls {
-            tls.look();
-        }
+    /// Reads certificates and tokens again if they have changed; true if one of them is being written. Blocks on the disk.
+    fn look(&self) -> bool {
+        [self.access.look(), self.tls.as_ref().is_some_and(|tls| tls.look())].contains(&true)
     }
 }
 
@@ -250,9 +240,9 @@ fn router(
         .max_connection_age(config.connection_age)
         .layer(parts.metrics.calls.clone())
         .layer(AccessLayer(Arc::clone(access)))
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(older_reflection)
+        .add_service(Ending::new(health_service, parts.stop.clone()))
+        .add_service(Ending::new(reflection, parts.stop.clone()))
+        .add_service(Ending::new(older_reflection, parts.stop.clone()))
         .add_service(forecasts)
         .add_service(inference);
     Ok((health, router))
@@ -265,7 +255,9 @@ fn parts(
     reloader: Arc<Reloader>,
     (slot, ports, stop): (&Arc<Slot>, Ports, CancellationToken),
 ) -> Result<ForecastApi, ServingError> {
+    let cache = AnswerCache::new(config.cache_mib).map(Arc::new);
     let bench = Arc::new(Bench {
+        cache: cache.clone(),
         contexts: ingestor.contexts(),
         slot: Arc::clone(slot),
         clock: Arc::clone(&clock),
@@ -284,6 +276,7 @@ fn parts(
         slot: Arc::clone(slot),
         reloader: Arc::clone(&reloader),
         contexts: ingestor.contexts(),
+        cache,
         ports,
     };
     let methods = Methods::served().map_err(ServingError::Descriptors)?;
@@ -362,45 +355,5 @@ impl RunningServer {
     /// [`ServingError::Ingest`]; the rows wait on.
     pub async fn flush(&self) -> Result<usize, ServingError> {
         Ok(background::flush(&self.parts.ingestor).await??)
-    }
-
-    /// Stops: takes no new calls, lets those in flight finish within the time that the settings allow, cuts off the rest,
-    /// and puts every acknowledged row into the history.
-    ///
-    /// # Errors
-    /// [`ServingError`] if a part failed; acknowledged rows are in the log even then.
-    pub async fn shutdown(self) -> Result<(), ServingError> {
-        let Self { stop, stop_http, mut serving, http, background, health, readiness, parts, drain_for, .. } = self;
-        // From here on the second port says so, until the very end.
-        readiness.stop();
-        stop.cancel();
-        for task in background {
-            task.await?;
-        }
-        background::tell(&health, &readiness).await;
-        let mut ended = tokio::time::timeout(drain_for, &mut serving).await;
-        if ended.is_err() {
-            tracing::warn!(after = ?drain_for, "requests in flight are cut off");
-            // Connections are tasks of their own that outlive the server's: their calls have to end by themselves.
-            parts.cut.cancel();
-            ended = tokio::time::timeout(CUT_OFF_WITHIN, &mut serving).await;
-            serving.abort();
-        }
-        let engine = Arc::clone(&parts.engine);
-        let stopping = spawn_blocking(move || engine.stop());
-        if tokio::time::timeout(drain_for, stopping).await.is_err() {
-            tracing::warn!(after = ?drain_for, "a computation goes on; nobody waits for it");
-        }
-        background::flush(&parts.ingestor).await??;
-        stop_http.cancel();
-        if let Some(http) = http
-            && tokio::time::timeout(CUT_OFF_WITHIN, http).await.is_err()
-        {
-            tracing::warn!("a connection of the HTTP port is cut off");
-        }
-        match ended {
-            Ok(served) => Ok(served??),
-            Err(_) => Ok(()),
-        }
     }
 }

@@ -138,6 +138,7 @@ impl ForecastService for ForecastApi {
         let expires = self.expires(&request);
         let asked = Asked::from_wire(request.into_inner())?;
         let keys = self.select(&asked.shards, &asked.wanted)?;
+        asked.check_fits(keys.len())?;
         let (product, make) = (asked.product, asked.levels.maker());
         let made = self.compute(product, keys, expires, make).await?;
         let series = made.map_err(|error| status::invalid("levels", error.to_string()))?;

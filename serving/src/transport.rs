@@ -8,9 +8,11 @@
 
 mod connection;
 mod incoming;
+mod opening;
 mod tls;
 
 pub(crate) use connection::{Connection, Io};
 pub(crate) use incoming::{ConnectionCounts, ConnectionLimits, Incoming, accept};
+pub(crate) use opening::Opening;
 pub(crate) use tls::{Inside, Tls};
 pub use tls::{TlsError, TlsFiles};

@@ -14,6 +14,9 @@ use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 fn with_http(config: ServingConfig) -> ServingConfig {
     ServingConfig { http: Some("127.0.0.1:0".parse().unwrap()), ..config }
@@ -127,6 +130,75 @@ async fn a_server_that_stops_is_not_ready_but_alive_to_the_end() {
     assert_eq!(computing.await.unwrap().unwrap().len(), 1);
     stopping.await.unwrap().unwrap();
     assert!(TcpStream::connect(http).await.is_err(), "both ports are closed");
+}
+
+/// Longer than a test may take: what waits for it never ends.
+const VERY_LONG: Duration = Duration::from_secs(24 * 3600);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_never_end_hold_no_stop_up() {
+    let (_place, server) = started(|config| ServingConfig { drain_for: VERY_LONG, ..config }).await;
+    let channel = tonic::transport::Channel::from_shared(server.endpoint()).unwrap().connect().await.unwrap();
+    let request = HealthCheckRequest { service: "foreshard.v1.ForecastService".to_owned() };
+    let mut watched = HealthClient::new(channel.clone()).watch(request).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status, SERVING);
+    let mut reflection = ServerReflectionClient::new(channel);
+    let (asking, asked) = tokio::sync::mpsc::channel(1);
+    let question = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    asking.send(question).await.unwrap();
+    let asked = tokio_stream::wrappers::ReceiverStream::new(asked);
+    let mut reflected = reflection.server_reflection_info(asked).await.unwrap().into_inner();
+    assert!(reflected.message().await.unwrap().is_some());
+
+    server.shutdown().await.unwrap();
+    assert_eq!(watched.message().await.unwrap().unwrap().status, NOT_SERVING, "told before it ends");
+    assert_eq!(watched.message().await.unwrap_err().code(), Code::Unavailable);
+    // Its service may see the end of the questions first, and end by itself.
+    let ended = reflected.message().await;
+    assert!(ended.as_ref().map_or_else(|status| status.code() == Code::Unavailable, Option::is_none), "{ended:?}");
+    drop(asking);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_never_finishes_loading_holds_no_stop_up() {
+    let short = Duration::from_millis(20);
+    let config = |config| ServingConfig { reload_every: short, drain_for: short, ..config };
+    let (place, server) = started(config).await;
+    place.publish(2);
+    place.gate.hold_loading(2);
+    place.label(2);
+    until(|| place.gate.loads(2)).await;
+    server.shutdown().await.unwrap();
+    place.gate.release_loading(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_counts_while_a_version_takes_its_time() {
+    let place = Place::new();
+    let tokens = place.dir.path().join("tokens");
+    std::fs::write(&tokens, "planner read the-token-of-before\n").unwrap();
+    place.publish(1);
+    place.label(1);
+    let config = ServingConfig {
+        tokens: Some(tokens.clone()),
+        reload_every: Duration::from_millis(20),
+        ..with_http(place.config())
+    };
+    let server = place.start(config).await;
+    place.publish(2);
+    place.gate.hold_loading(2);
+    place.label(2);
+    until(|| place.gate.loads(2)).await;
+    std::fs::write(&tokens, "planner read the-token-of-today\n").unwrap();
+    let page = "/metrics HTTP/1.1\r\nauthorization: Bearer the-token-of-today\r\nx-rest: ";
+    while ask(server.http_addr().unwrap(), "GET", page).await.0 != 200 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    place.gate.release_loading(2);
+    server.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,5 +366,39 @@ async fn with_tokens_the_metrics_need_one_and_health_does_not() {
     let with = |token: &str| format!("/metrics HTTP/1.1\r\nauthorization: Bearer {token}\r\nx-rest: ");
     assert_eq!(ask(http, "GET", &with("the-token-of-an-agent")).await.0, 403);
     assert_eq!(ask(http, "GET", &with("the-token-of-prometheus")).await.0, 200);
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_kept_until_something_came_that_changes_it() {
+    let (place, server) = started(|config| ServingConfig { cache_mib: 1, ..config }).await;
+    let client = client(&server).await;
+    client.ingest([rows("a", 20), rows("b", 20)].concat()).await.unwrap();
+    let ask_both = || async { client.forecast(&next_hours(&["a", "b"])).await.unwrap() };
+    let first = ask_both().await;
+    assert_eq!(ask_both().await, first);
+    assert_eq!(place.gate.asked(), ["a", "b"], "the second time nothing is computed");
+    let of_both = client.forecast(&next_hours(&["b", "never-seen"])).await.unwrap();
+    assert_eq!((of_both.len(), &of_both[0]), (2, &first[1]), "kept and new answers keep their order");
+
+    // A late row of one shard: its past is another one, although the newest row is the same.
+    client.ingest(vec![row("b", 90, 33.0)]).await.unwrap();
+    let second = ask_both().await;
+    assert_eq!(second[0], first[0]);
+    assert_eq!(place.gate.asked(), ["a", "b", "b"], "only that shard is computed again");
+    place.publish(2);
+    place.label(2);
+    server.reload().await.unwrap();
+    let third = ask_both().await;
+    assert_eq!(third[0].provenance.version.as_ref().map(|v| v.number), Some(2), "never the answer of a version before");
+    // A new step is complete: all is new.
+    client.ingest(vec![row("a", 100, 1.0)]).await.unwrap();
+    let fourth = ask_both().await;
+    assert!(fourth[1].issued_at > third[1].issued_at);
+    assert_eq!(place.gate.asked().len(), 7);
+    let text = metrics(&server).await;
+    assert_eq!(value(&text, "foreshard_cache_hits_total"), 4.0);
+    assert!(value(&text, "foreshard_cache_misses_total") >= 7.0);
+    assert!(value(&text, "foreshard_cache_bytes") > 0.0);
     server.shutdown().await.unwrap();
 }

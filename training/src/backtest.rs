@@ -10,7 +10,7 @@ use foreshard_datasets::{
     ScaleBasis, Target,
 };
 use foreshard_domain::{
-    ClassFigure, ContenderRole, EvaluationSection, FanWindow, LossRatio, Metric, ShardId, Step, Timestamp,
+    ClassFigure, Clock, ContenderRole, EvaluationSection, FanWindow, LossRatio, Metric, ShardId, Step, Timestamp,
 };
 use foreshard_model::{ForecastSpec, Forecaster, JudgedSpan, LastValue, MIN_HISTORY_DAYS, SeasonalMean, SeasonalNaive};
 use rayon::prelude::*;
@@ -25,6 +25,7 @@ use crate::gate::{ClassRatio, Contest, NEGLIGIBLE};
 use crate::judge::{Bench, Candidate, Judged};
 use crate::scores::ScoreError;
 use crate::significance::class_loss_ratio;
+use crate::steadiness::{Steadiness, steadiness};
 use crate::{SeriesSource, TrainSeries};
 
 /// Most windows of a series.
@@ -137,6 +138,11 @@ impl BacktestPlan {
     /// Tells every series which events are known.
     pub fn announce(&mut self, events: Arc<EventCalendar>) {
         self.events = events;
+    }
+
+    /// The events that are known.
+    pub fn events(&self) -> &EventCalendar {
+        &self.events
     }
 
     fn skip(&mut self, product: &str, why: String) {
@@ -324,6 +330,8 @@ pub struct MetricBacktest<'a> {
     pub rivals: Vec<Judged>,
     /// Windows of the challenger that are drawn.
     pub fans: Vec<FanWindow>,
+    /// How steady the challenger is, and the champion; `None` where nothing can be said.
+    pub steadiness: [Option<Steadiness>; 2],
 }
 
 /// Lets challenger, champion, seasonal naive and the other rivals answer in all windows of the plan. A product that the challenger does not
@@ -336,6 +344,7 @@ pub fn run_backtest<'a>(
     challenger: &dyn Fn(&str) -> Option<Entrant<'a>>,
     champion: &dyn Fn(&str) -> Option<Entrant<'a>>,
     rivals: &dyn Fn(&str) -> Vec<Entrant<'a>>,
+    clock: &dyn Clock,
 ) -> Result<Vec<MetricBacktest<'a>>, EvaluateError> {
     let mut done = Vec::with_capacity(plan.windows.len());
     for windows in &plan.windows {
@@ -345,7 +354,7 @@ pub fn run_backtest<'a>(
         let same =
             |e: &Entrant<'_>| e.forecaster.spec().step == spec.step && e.forecaster.spec().horizon == spec.horizon;
         let champion = champion(&windows.product).filter(same);
-        done.push(backtest_of(plan, windows, (&challenger, champion.as_ref()), &rivals(&windows.product))?);
+        done.push(backtest_of(plan, windows, (&challenger, champion.as_ref()), &rivals(&windows.product), clock)?);
     }
     Ok(done)
 }
@@ -353,8 +362,9 @@ pub fn run_backtest<'a>(
 fn backtest_of<'a>(
     plan: &BacktestPlan,
     windows: &'a MetricWindows,
-    (challenger, champion): (&Entrant<'_>, Option<&Entrant<'_>>),
+    (challenger, serving): (&Entrant<'_>, Option<&Entrant<'_>>),
     fitted: &[Entrant<'_>],
+    clock: &dyn Clock,
 ) -> Result<MetricBacktest<'a>, EvaluateError> {
     let spec = challenger.forecaster.spec();
     let naive = SeasonalNaive::new(spec.clone());
@@ -364,7 +374,7 @@ fn backtest_of<'a>(
         Box::new(SeasonalNaive::weekly(spec.clone())),
         Box::new(SeasonalMean::new(spec.clone())),
     ];
-    let all: Vec<&Entrant<'_>> = [challenger].into_iter().chain(champion).chain(fitted).collect();
+    let all: Vec<&Entrant<'_>> = [challenger].into_iter().chain(serving).chain(fitted).collect();
     let probabilities: Vec<_> = all.iter().map(|entrant| entrant.probability()).collect();
     let mut candidates: Vec<Candidate<'_>> = all
         .iter()
@@ -378,10 +388,12 @@ fn backtest_of<'a>(
     let mut judged = bench.judge(&candidates)?.into_iter();
     let mut next = || judged.next().ok_or(EvaluateError::Score(ScoreError::NoSeries));
     let own = next()?;
-    let champion = champion.map(|_| next()).transpose()?;
+    let champion = serving.map(|_| next()).transpose()?;
     let rivals = (0..fitted.len() + plain.len()).map(|_| next()).collect::<Result<_, _>>()?;
     let fans = bench.fans(challenger, &own)?;
-    Ok(MetricBacktest { windows, challenger: own, champion, naive: next()?, rivals, fans })
+    let steady = |entrant: &Entrant<'_>| steadiness(entrant.forecaster, (bench.count, &read), clock);
+    let steadiness = [steady(challenger)?, serving.map(steady).transpose()?.flatten()];
+    Ok(MetricBacktest { windows, challenger: own, champion, naive: next()?, rivals, fans, steadiness })
 }
 
 impl MetricBacktest<'_> {
@@ -395,6 +407,7 @@ impl MetricBacktest<'_> {
             naive: &self.naive.scores,
             rivals: self.rivals.iter().map(|r| (r.name.as_str(), &r.scores)).collect(),
             classes: self.champion.as_ref().map_or_else(Vec::new, |champion| class_ratios(&self.challenger, champion)),
+            steadiness: self.steadiness,
         }
     }
 

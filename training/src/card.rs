@@ -17,8 +17,8 @@ pub(crate) struct Told<'a> {
     pub(crate) plan: &'a BacktestPlan,
     pub(crate) params: &'a TrainParams,
     pub(crate) fitted: &'a FittedModel,
-    /// Remarks on the comparison with the champion.
-    pub(crate) champion: &'a [String],
+    /// Remarks on the comparison with the champion and with rivals.
+    pub(crate) remarks: &'a [String],
 }
 
 /// The data of `report.json`.
@@ -44,6 +44,7 @@ fn provenance(told: &Told<'_>) -> Vec<Fact> {
         fact("judged on", format!("windows from {} on, unseen in training", time(told.plan.first_window()))),
         fact("rows of history", told.history.rows().to_string()),
         fact("data fingerprint", told.history.fingerprint()),
+        fact("known events", told.plan.events().to_string()),
         fact("model", told.params.model.to_string()),
         fact("seed", told.params.seed.to_string()),
         fact("program", format!("foreshard {}", env!("CARGO_PKG_VERSION"))),
@@ -51,7 +52,7 @@ fn provenance(told: &Told<'_>) -> Vec<Fact> {
 }
 
 fn notes(told: &Told<'_>) -> Vec<String> {
-    let mut notes: Vec<String> = told.champion.to_vec();
+    let mut notes: Vec<String> = told.remarks.to_vec();
     notes.extend(told.plan.skipped.iter().map(|s| format!("{} was not trained: {}", s.product, s.why)));
     for (name, product) in told.fitted.products() {
         notes.push(format!("{name}: fitted on {} series, {}", product.series, product.how));

@@ -1,6 +1,7 @@
 //! Fitting: one global model per product over all series, its calibration and its rank templates.
 
 mod after;
+mod blend;
 mod learner;
 mod loss;
 mod member;
@@ -239,7 +240,8 @@ fn fit_product(
 ) -> Result<FittedProduct, TrainError> {
     let network = |source| TrainError::Network { product: product.name.clone(), source };
     let features = Features::new(&product.forecast);
-    let known = Known::of(product, series, lanes)?;
+    let share = spec.params().validation_share;
+    let known = Known::of(product, series, (share, Part::BeforeCut), lanes)?;
     let mut learner = Learner { product, spec, control, lanes, file, progress };
     let samples = Samples::draw(product, series, spec, &known, Part::BeforeCut, lanes)?;
     let Judged { learned, again, how } = learner.before_cut(&samples)?;
@@ -267,9 +269,11 @@ fn fit_product(
     drop(past);
     drop(samples);
     if spec.params().refit {
+        let known = Known::of(product, series, (share, Part::Whole), lanes)?;
         let samples = Samples::draw(product, series, spec, &known, Part::Whole, lanes)?;
         let learned = learner.whole(&samples, &again)?;
-        trained = Trained::new(TrainedParts { learned, ..parts }, lanes.clone()).map_err(network)?;
+        let parts = TrainedParts { learned, events: known.events.clone(), ..parts };
+        trained = Trained::new(parts, lanes.clone()).map_err(network)?;
     }
     Ok(FittedProduct { trained, templates, series: count, how })
 }

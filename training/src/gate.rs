@@ -5,6 +5,7 @@ use foreshard_domain::{GateVerdict, LossRatio, Scores, SeriesClass};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+use crate::Steadiness;
 use crate::statistics::mean;
 
 /// What a version has to keep to be promoted.
@@ -28,6 +29,11 @@ pub struct GateLimits {
     pub least_coverage: f64,
     /// Highest coverage of the same: intervals that hold everything say nothing.
     pub most_coverage: f64,
+    /// Most that means may change while half a window passes, over the error that they had ([`Steadiness::revision`]), of
+    /// each product and metric; or as much as the champion's change.
+    pub most_revision: f64,
+    /// Longest that the forecast of one series alone may take, in milliseconds.
+    pub most_latency_ms: f64,
 }
 
 impl Default for GateLimits {
@@ -41,6 +47,8 @@ impl Default for GateLimits {
             coverage_from_champion: 0.03,
             least_coverage: 0.6,
             most_coverage: 0.95,
+            most_revision: 1.0,
+            most_latency_ms: 250.0,
         }
     }
 }
@@ -62,6 +70,8 @@ pub struct Contest<'a> {
     pub rivals: Vec<(&'a str, &'a Scores)>,
     /// The challenger's loss over the champion's by class of series, where there is a champion.
     pub classes: Vec<ClassRatio>,
+    /// How steady and how fast the challenger is, and the champion; `None` where nothing can be said.
+    pub steadiness: [Option<Steadiness>; 2],
 }
 
 /// How a class of series fares under the challenger, beside the champion.
@@ -99,7 +109,7 @@ fn check(passed: bool, reason: String) -> Check {
 /// Promotion takes all of: something to compare, the same windows for everybody, better than seasonal naive over all, in no
 /// part much worse, better than the best rival, not worse than the champion beyond the stated margin, no class of series worse
 /// than under the champion beyond it and beyond chance, coverage inside its bounds and not much further from its goal than the
-/// champion's, no product less.
+/// champion's, means that follow what becomes known and not noise, answers in time, no product less.
 pub fn gate(contests: &[Contest<'_>], withdrawn: &[String], limits: &GateLimits) -> GateVerdict {
     let mut checks = Vec::new();
     if contests.iter().all(|c| c.challenger.wql.is_none()) {
@@ -111,6 +121,8 @@ pub fn gate(contests: &[Contest<'_>], withdrawn: &[String], limits: &GateLimits)
     checks.extend(against_champion(contests, limits));
     checks.extend(classes(contests, limits));
     checks.extend(coverage(contests, limits));
+    checks.extend(steady(contests, limits));
+    checks.extend(in_time(contests, limits));
     let gone =
         |product: &String| check(false, format!("{product} would no longer be offered, but the champion offers it"));
     checks.extend(withdrawn.iter().map(gone));
@@ -127,6 +139,30 @@ fn same_windows(contest: &Contest<'_>) -> Option<Check> {
     odd.then(|| {
         check(false, format!("{}, {}: not everybody was scored on the same windows", contest.product, contest.metric))
     })
+}
+
+/// Who changes its mind by more than it was wrong: nothing is said of those that do not.
+fn steady(contests: &[Contest<'_>], limits: &GateLimits) -> Vec<Check> {
+    let told = |c: &Contest<'_>| {
+        let [own, champion] = c.steadiness.map(|s| s?.revision);
+        let (own, limit) = (own?, champion.map_or(limits.most_revision, |champion| champion.max(limits.most_revision)));
+        let reason = format!(
+            "{}, {}: means change by {own:.2} of their error while half a window passes, limit {limit:.2}",
+            c.product, c.metric
+        );
+        (own.is_nan() || own > limit).then(|| check(false, reason))
+    };
+    contests.iter().filter_map(told).collect()
+}
+
+/// Whose answers take too long. What was measured is told only then: two trainings of one history are to say the same.
+fn in_time(contests: &[Contest<'_>], limits: &GateLimits) -> Vec<Check> {
+    let slow = |c: &Contest<'_>| {
+        let (took, limit) = (c.steadiness[0]?.latency.as_secs_f64() * 1e3, limits.most_latency_ms);
+        let reason = format!("{}, {}: one forecast takes {took:.1} ms, limit {limit} ms", c.product, c.metric);
+        (took > limit).then(|| check(false, reason))
+    };
+    contests.iter().filter_map(slow).collect()
 }
 
 /// Ratio of two losses; `None` if either is not known or not a number.

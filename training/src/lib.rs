@@ -22,6 +22,7 @@ mod schedule;
 mod scores;
 mod significance;
 mod statistics;
+mod steadiness;
 
 pub use backtest::{BacktestPlan, LaidSeries, MetricBacktest, MetricWindows, SkippedProduct, run_backtest};
 pub use checkpoint::CheckpointError;
@@ -45,3 +46,4 @@ pub use pipeline::{PipelineError, TrainOptions, TrainReport, train_version, trai
 pub use registry::{Registry, RegistryError, TrainingTurn, VersionEntry};
 pub use schedule::{Schedule, ScheduleError};
 pub use scores::{ScoreError, ScoredSeries, SeriesScores, score};
+pub use steadiness::Steadiness;

@@ -1,7 +1,7 @@
 //! One turn of learning: set windows aside, fit, backtest, gate, write the version, label it.
 
 use foreshard_datasets::{BoundedHistory, EventCalendar, History, HistoryError};
-use foreshard_domain::{EvaluationReport, GateVerdict, Metric, ModelVersion};
+use foreshard_domain::{Clock, EvaluationReport, GateVerdict, Metric, ModelVersion};
 use foreshard_model::{Context, Forecaster, ModelKind, Version, VersionError, VersionParts, write_version};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -26,6 +26,8 @@ pub struct TrainOptions<'a> {
     pub events: Arc<EventCalendar>,
     /// Rivals that are fitted beside it and that it has to beat, besides those that need no fit; its own kind is left out.
     pub rivals: &'a [ModelKind],
+    /// Tells how long a forecast takes.
+    pub clock: &'a dyn Clock,
     /// Draws `report.html` from the data of `report.json`.
     pub render: &'a dyn Fn(&EvaluationReport) -> String,
 }
@@ -135,9 +137,10 @@ pub fn train_version_of(
     let reservation = registry.reserve(model)?;
     let id = ModelVersion { model: model.to_owned(), number: reservation.number() };
     let champion = Champion::load(registry, model, champion_before);
-    let backtest = backtest(&plan, (&fitted, &rivals), &id, champion.version.as_ref())?;
+    let backtest = backtest(&plan, (&fitted, &rivals), &id, champion.version.as_ref(), options.clock)?;
     let verdict = judge(&backtest, &champion, options);
-    let told = Told { id: &id, history, plan: &plan, params, fitted: &fitted, champion: &champion.remarks(&plan) };
+    let remarks = [champion.remarks(&plan), rivals.missing.clone()].concat();
+    let told = Told { id: &id, history, plan: &plan, params, fitted: &fitted, remarks: &remarks };
     let evaluation = evaluation_report(&told, &backtest, verdict);
     let parts = version_parts(&told, &evaluation, options)?;
     drop(backtest);
@@ -208,6 +211,7 @@ fn backtest<'a>(
     (fitted, rivals): (&'a FittedModel, &'a FittedRivals),
     id: &ModelVersion,
     champion: Option<&'a Version>,
+    clock: &dyn Clock,
 ) -> Result<Vec<MetricBacktest<'a>>, EvaluateError> {
     let entrant = |product: &str| {
         let forecaster = fitted.forecaster(product)?;
@@ -215,7 +219,7 @@ fn backtest<'a>(
         Some(Entrant { name: id.to_string(), forecaster, templates, risk })
     };
     let champion = |product: &str| Entrant::of_version(champion?, product);
-    run_backtest(plan, &entrant, &champion, &|product| rivals.entrants(product))
+    run_backtest(plan, &entrant, &champion, &|product| rivals.entrants(product), clock)
 }
 
 fn judge(backtest: &[MetricBacktest<'_>], champion: &Champion, options: &TrainOptions<'_>) -> GateVerdict {

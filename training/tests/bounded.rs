@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use foreshard_datasets::{
     BoundedHistory, Bounds, MemoryBudget, ReadFilter, Workload, WorkloadSpec, read_history, write_history,
 };
-use foreshard_domain::{EvaluationReport, QuantileLevels, Step};
+use foreshard_domain::{EvaluationReport, QuantileLevels, Step, SystemClock};
 use foreshard_model::ForecastSpec;
 use foreshard_training::{
     CheckpointPolicy, FitControl, GateLimits, MemberSpec, ProductSpec, Registry, TrainOptions, TrainParams,
@@ -53,8 +53,13 @@ fn train(history: &BoundedHistory, root: &Path) -> PathBuf {
     };
     let registry = Registry::open(root).unwrap();
     let render = |report: &EvaluationReport| report.title.clone();
-    let options =
-        TrainOptions { limits: GateLimits::default(), events: Default::default(), rivals: &[], render: &render };
+    let options = TrainOptions {
+        limits: GateLimits::default(),
+        events: Default::default(),
+        rivals: &[],
+        clock: &SystemClock,
+        render: &render,
+    };
     let checkpoint = Some(CheckpointPolicy { dir: root.join("checkpoint"), every_steps: 1000 });
     let mut control = FitControl { progress: &mut |_| {}, checkpoint, stop: &|| false };
     let spec = params.check().unwrap();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use foreshard_datasets::{BoundedHistory, Bounds, History};
-use foreshard_domain::{Observation, QuantileLevels, ShardId, Step, Timestamp};
+use foreshard_domain::{Observation, QuantileLevels, ShardId, Step, SystemClock, Timestamp};
 use foreshard_model::{ForecastSpec, ModelKind, Version};
 use foreshard_training::{
     DriftError, DriftLimits, DriftReport, FitControl, GateLimits, ProductSpec, Registry, TrainOptions, TrainParams,
@@ -57,8 +57,13 @@ fn version() -> (tempfile::TempDir, Version) {
     let products = vec![ProductSpec { name: "hours".into(), forecast }];
     let params = TrainParams { model: ModelKind::Ridge, products, origins: 1500, threads: 1, ..Default::default() };
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
-    let options =
-        TrainOptions { limits: GateLimits::default(), events: Arc::default(), rivals: &[], render: &|_| String::new() };
+    let options = TrainOptions {
+        limits: GateLimits::default(),
+        events: Arc::default(),
+        rivals: &[],
+        clock: &SystemClock,
+        render: &|_| String::new(),
+    };
     let known = history(6, KNOWN, |_, _, _| None);
     let trained =
         train_version_of(&known, &params.check().unwrap(), &registry, "load", &options, &mut control).unwrap();

@@ -332,6 +332,29 @@ fn what_events_do_is_learned_and_foreseen() {
 }
 
 #[test]
+fn what_events_do_is_not_learned_from_what_judges() {
+    // One more sale, in the last tenth of what may be learned from.
+    let sold = |times: f32| {
+        let (mut data, events) = with_sales();
+        let one = &data["hourly"][0];
+        let hour = one.usable - 30;
+        let start = Timestamp::from_ms(hour as i64 * 3_600_000);
+        let sale = LoadEvent { start, end: start.plus_ms(6 * 3_600_000), name: "sale".to_owned(), shard: None };
+        let events = Arc::new(EventCalendar::new(events.of(&one.shard).cloned().chain([sale])));
+        for one in data.get_mut("hourly").unwrap() {
+            one.events = events.clone();
+            one.series.values[hour..hour + 6].iter_mut().for_each(|v| *v *= times);
+        }
+        data
+    };
+    let effects = |refit, times| {
+        run(TrainParams { refit, ..params() }, &sold(times)).unwrap().version_products()[0].trained.events.clone()
+    };
+    assert_eq!(effects(false, 1.0), effects(false, 4.0));
+    assert_ne!(effects(true, 1.0), effects(true, 4.0), "the second fit learns from all of it");
+}
+
+#[test]
 fn a_fit_corrects_what_it_says_of_limits() {
     let model = run(params(), &data()).unwrap();
     let risk = model.risk("hourly");

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use foreshard_datasets::{Bounds, EvalSeries, History, evaluation_series};
-use foreshard_domain::{EvaluationReport, Metric, Observation, QuantileLevels, ShardId, Step, Timestamp};
-use foreshard_model::{Context, ForecastSpec, Forecaster as _, Version};
+use foreshard_domain::{EvaluationReport, Metric, Observation, QuantileLevels, ShardId, Step, SystemClock, Timestamp};
+use foreshard_model::{Context, ForecastSpec, Forecaster as _, ModelKind, Version};
 use foreshard_training::{
     BacktestPlan, FitControl, GateLimits, MemberSpec, PipelineError, ProductSpec, Registry, TrainOptions, TrainParams,
     train_version,
@@ -65,10 +65,17 @@ fn train(history: &History) -> Result<Version, PipelineError> {
     let folder = tempfile::tempdir().unwrap();
     let registry = Registry::open(folder.path()).unwrap();
     let render = |report: &EvaluationReport| report.title.clone();
-    let options =
-        TrainOptions { limits: GateLimits::default(), events: Default::default(), rivals: &[], render: &render };
+    let options = TrainOptions {
+        limits: GateLimits::default(),
+        events: Default::default(),
+        rivals: &[ModelKind::Ridge],
+        clock: &SystemClock,
+        render: &render,
+    };
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
-    train_version(history, &params.check().unwrap(), &registry, "lstm", &options, &mut control)?;
+    let report = train_version(history, &params.check().unwrap(), &registry, "lstm", &options, &mut control)?;
+    // The ridge beside it was fitted too.
+    assert!(!report.evaluation.notes.iter().any(|n| n.contains("not compared")), "{:?}", report.evaluation.notes);
     Ok(registry.load("lstm", 1).unwrap())
 }
 
@@ -101,8 +108,9 @@ fn answers_soundly(name: &str, version: &Version, history: &History, shards: usi
 
 #[test]
 fn histories_that_can_be_learned_from_give_sound_answers() {
-    let cases: [(&str, Load); 10] = [
+    let cases: [(&str, Load); 11] = [
         ("constant", |_, _| Some(42.0)),
+        ("repeating exactly", |s, i| Some(((i + s) % 24) as f64)),
         ("idle", |_, _| Some(0.0)),
         ("gappy", |s, i| healthy(s, i).filter(|_| noise(s, i) > -0.2)),
         ("a week lost", |s, i| healthy(s, i).filter(|_| !(300..468).contains(&i))),

@@ -1,16 +1,18 @@
 //! From a history to a labelled version: what is learned from, what is judged, what is published and promoted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use foreshard_datasets::{Bounds, History};
+use foreshard_datasets::{Bounds, EventCalendar, History, LoadEvent};
 use foreshard_domain::{
-    ContenderRole, EvaluationReport, Metric, Observation, Product, QuantileLevels, ShardId, Step, Timestamp,
+    ContenderRole, EvaluationReport, Metric, Observation, Product, QuantileLevels, ShardId, Step, SystemClock,
+    Timestamp,
 };
-use foreshard_model::ForecastSpec;
+use foreshard_model::{ForecastSpec, ModelKind};
 use foreshard_training::{
     FitControl, GateLimits, Labels, MemberSpec, PipelineError, ProductSpec, Registry, TrainOptions, TrainParams,
     TrainReport, TrainSpec, train_version,
 };
 use std::fs;
+use std::sync::Arc;
 
 const HOUR: i64 = 3_600_000;
 
@@ -72,9 +74,19 @@ fn train(
     registry: &Registry,
     limits: GateLimits,
 ) -> Result<TrainReport, PipelineError> {
+    train_knowing(Arc::default(), history, spec, registry, limits)
+}
+
+fn train_knowing(
+    events: Arc<EventCalendar>,
+    history: &History,
+    spec: &TrainSpec,
+    registry: &Registry,
+    limits: GateLimits,
+) -> Result<TrainReport, PipelineError> {
     let render = |report: &EvaluationReport| format!("<h1>{}</h1>", report.title);
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
-    let options = TrainOptions { limits, events: Default::default(), rivals: &[], render: &render };
+    let options = TrainOptions { limits, events, rivals: &[], clock: &SystemClock, render: &render };
     train_version(history, spec, registry, "lstm", &options, &mut control)
 }
 
@@ -122,6 +134,29 @@ fn a_version_is_trained_judged_published_and_promoted() {
     assert_eq!(registry.labels("lstm").unwrap().champion, Some(champion), "{:?}", second.reasons);
 }
 
+#[cfg(not(feature = "prophet"))]
+#[test]
+fn a_rival_that_cannot_be_fitted_is_missing_and_told_of() {
+    let (_dir, registry) = registry();
+    let (history, spec) = (history_until(40, None), spec(vec![product("hours", 6)]));
+    let render = |report: &EvaluationReport| report.title.clone();
+    let rivals = &[ModelKind::Prophet, ModelKind::Ridge];
+    let options = TrainOptions {
+        limits: GateLimits::default(),
+        events: Arc::default(),
+        rivals,
+        clock: &SystemClock,
+        render: &render,
+    };
+    let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
+    let report = train_version(&history, &spec, &registry, "lstm", &options, &mut control).unwrap();
+    let told = "hours: not compared with prophet: this program was built without prophet";
+    assert!(report.evaluation.notes.iter().any(|note| note.starts_with(told)), "{:?}", report.evaluation.notes);
+    let names: Vec<&str> = report.evaluation.sections[0].contenders.iter().map(|c| c.name.as_str()).collect();
+    assert!(names.contains(&"ridge") && !names.contains(&"prophet"), "{names:?}");
+    registry.load("lstm", 1).unwrap();
+}
+
 #[test]
 fn f3_a_version_that_the_gate_refuses_stays_challenger() {
     let (_dir, registry) = registry();
@@ -152,6 +187,31 @@ fn d1_the_windows_of_the_backtest_are_not_learned_from() {
         assert!(bytes(&clean) == bytes(&spoilt), "{file} differs");
     }
     assert_ne!(clean.evaluation.sections[0].contenders[0].scores, spoilt.evaluation.sections[0].contenders[0].scores);
+}
+
+#[test]
+fn d1_what_an_event_does_in_the_windows_is_not_learned_there() {
+    let (_dir, registry) = registry();
+    let spec = spec(vec![product("hours", 6)]);
+    let first_window = 30 * 24 - 12 * 6;
+    // Every sixth day has one, those of the windows too, whose loads are spoilt in one of the histories.
+    let event = |day: i64| {
+        let start = Timestamp::from_ms((day * 24 + 9) * HOUR);
+        LoadEvent { start, end: start.plus_ms(5 * HOUR), name: "sale".to_owned(), shard: None }
+    };
+    let events = Arc::new(EventCalendar::new([5, 11, 17, 23, 28].map(event)));
+    let trained = |spoil_from| {
+        let history = history_until(30, spoil_from);
+        train_knowing(events.clone(), &history, &spec, &registry, GateLimits::default()).unwrap()
+    };
+    let (clean, spoilt) = (trained(None), trained(Some(first_window)));
+    let calibration = fs::read_to_string(clean.path.join("calibration.json")).unwrap();
+    assert!(calibration.contains("sale"), "{calibration}");
+    for file in ["weights.safetensors", "calibration.json", "templates.parquet"] {
+        let bytes = |report: &TrainReport| fs::read(report.path.join(file)).unwrap();
+        assert!(bytes(&clean) == bytes(&spoilt), "{file} differs");
+    }
+    assert!(fs::read_to_string(clean.path.join("card.md")).unwrap().contains("- known events: 5, sha256 "));
 }
 
 #[test]

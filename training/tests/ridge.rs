@@ -6,7 +6,8 @@ use std::fs;
 
 use foreshard_datasets::{Bounds, GridSeries, History};
 use foreshard_domain::{
-    ContenderRole, EvaluationReport, Metric, Observation, Product, QuantileLevels, ShardId, Step, Timestamp,
+    ContenderRole, EvaluationReport, Metric, Observation, Product, QuantileLevels, ShardId, Step, SystemClock,
+    Timestamp,
 };
 use foreshard_model::{Context, ForecastSpec, Forecaster, ModelKind, Version, VersionParts, write_version};
 use foreshard_training::{
@@ -117,7 +118,13 @@ fn train(
 ) -> Result<TrainReport, PipelineError> {
     let render = |report: &EvaluationReport| report.title.clone();
     let mut control = FitControl { progress: &mut |_| {}, checkpoint: None, stop: &|| false };
-    let options = TrainOptions { limits: GateLimits::default(), events: Default::default(), rivals, render: &render };
+    let options = TrainOptions {
+        limits: GateLimits::default(),
+        events: Default::default(),
+        rivals,
+        clock: &SystemClock,
+        render: &render,
+    };
     train_version(history, &params.check().unwrap(), registry, "load", &options, &mut control)
 }
 
@@ -141,7 +148,7 @@ fn a_ridge_is_trained_judged_written_and_promoted() {
     assert!(champion.templates("hours").is_some() && champion.manifest().products[0].members.is_empty());
     // A network may follow it, and is compared with it.
     let member = MemberSpec { encoder: 0, decoder: 8, hide_quantiles: 0.5, pretrained: false };
-    let network = TrainParams { model: ModelKind::Lstm, members: vec![member], steps: 2, ..params() };
+    let network = TrainParams { model: ModelKind::Lstm, members: vec![member], steps: 2, blend: false, ..params() };
     let second = train(&history(40, None), network, &registry, &[]).unwrap();
     let champion = second.evaluation.sections[0].contenders.iter().find(|c| c.role == ContenderRole::Champion);
     assert_eq!(champion.map(|c| c.name.as_str()), Some("load/1"));
@@ -152,11 +159,23 @@ fn a_ridge_is_trained_judged_written_and_promoted() {
 fn f3_a_network_that_a_ridge_beats_is_not_promoted() {
     let (_dir, registry) = registry();
     let member = MemberSpec { encoder: 0, decoder: 8, hide_quantiles: 0.5, pretrained: false };
-    let network = TrainParams { model: ModelKind::Lstm, members: vec![member], steps: 2, ..params() };
+    let network = TrainParams { model: ModelKind::Lstm, members: vec![member], steps: 2, blend: false, ..params() };
     let report = train(&history(40, None), network, &registry, &[ModelKind::Ridge]).unwrap();
     assert!(!report.promoted);
     let says = |text: &str| report.reasons.iter().any(|r| r.contains(text));
     assert!(says("not better than the best rival, ridge"), "{:?}", report.reasons);
+    // With maps beside it, it is no worse than they are.
+    let member = MemberSpec { encoder: 0, decoder: 8, hide_quantiles: 0.5, pretrained: false };
+    let blended = TrainParams { model: ModelKind::Lstm, members: vec![member], steps: 2, ..params() };
+    let report = train(&history(40, None), blended, &registry, &[ModelKind::Ridge]).unwrap();
+    assert!(report.evaluation.notes.iter().any(|n| n.contains("for linear maps")), "{:?}", report.evaluation.notes);
+    let version = registry.load("load", report.version.number).unwrap();
+    assert!(version.manifest().products[0].ridge_share.is_some_and(|share| share > 0.5));
+    let wql = |name: &str| {
+        let contenders = &report.evaluation.sections[0].contenders;
+        contenders.iter().find(|c| c.name == name).and_then(|c| c.scores.wql).unwrap()
+    };
+    assert!(wql("load/2") < 1.05 * wql("ridge"), "{} {}", wql("load/2"), wql("ridge"));
     assert!(report.evaluation.sections[0].contenders.iter().any(|c| c.name == "ridge"));
 }
 

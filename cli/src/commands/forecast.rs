@@ -5,7 +5,7 @@ use foreshard_domain::{QuantileForecast, QuantileLevels, SeriesForecast};
 
 use crate::args::ForecastArgs;
 use crate::commands::local::Local;
-use crate::commands::{path, runtime};
+use crate::commands::{path, until_done};
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
@@ -30,7 +30,7 @@ fn from_server(server: &str, args: &ForecastArgs, settings: &Settings) -> Result
         levels: args.levels.clone(),
     };
     let credentials = settings.client.credentials()?;
-    runtime()?.block_on(async {
+    until_done(async {
         let client = ForecastClient::connect_with(server, &credentials).await?;
         Ok(client.forecast(&query).await?)
     })

@@ -6,9 +6,11 @@ use foreshard_serving::{ServingConfig, start};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::ServeArgs;
-use crate::commands::{path, runtime};
+use crate::commands::{path, until_done};
+use crate::layers::variable;
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
@@ -27,7 +29,9 @@ struct Serving {
 pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verdict, Failure> {
     let config = config(args, settings)?;
     let shown = (config.history.display().to_string(), config.registry.display().to_string());
-    runtime()?.block_on(async {
+    until_done(async {
+        // Before anybody can know that it serves: a request to stop must never find the system's own answer to it.
+        let stopping = interruption()?;
         let running = start(config, Arc::new(SystemClock)).await?;
         let serving =
             Serving { address: running.endpoint(), http: running.http_endpoint(), history: shown.0, registry: shown.1 };
@@ -35,7 +39,7 @@ pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verd
             let http = s.http.as_ref().map_or(String::new(), |http| format!("; health and metrics on {http}"));
             format!("serving on {} (history {}, registry {}){http}; Ctrl-C stops", s.address, s.history, s.registry)
         })?;
-        interrupted().await?;
+        stopping.await?;
         running.shutdown().await?;
         Ok(Verdict::Done)
     })
@@ -43,12 +47,20 @@ pub fn run(args: &ServeArgs, settings: &Settings, format: Format) -> Result<Verd
 
 /// Waits for Ctrl-C or a polite request to stop.
 pub async fn interrupted() -> Result<(), Failure> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => pressed?,
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    interruption()?.await
+}
+
+/// The same, heard from now on.
+fn interruption() -> Result<impl Future<Output = Result<(), Failure>>, Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut pressed = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = pressed.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        Ok(())
+    })
 }
 
 fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failure> {
@@ -64,13 +76,14 @@ fn config(args: &ServeArgs, settings: &Settings) -> Result<ServingConfig, Failur
         tls: serve.tls()?,
         without_tls: serve.without_tls,
         tokens: Some(serve.tokens.clone()).filter(|file| !file.as_os_str().is_empty()),
-        token_text: std::env::var(TOKENS).ok().map(Secret::new),
+        token_text: variable(TOKENS)?.map(Secret::new),
         history: path(&args.history, &settings.data.history).to_owned(),
         registry: path(&args.registry, &settings.registry.path).to_owned(),
         model: settings.registry.model.clone(),
         events: Some(path(&args.events, &settings.data.events).to_owned()).filter(|file| !file.as_os_str().is_empty()),
         queue_rows: serve.queue_rows,
         queue_wait: serve.queue_wait,
+        cache_mib: serve.cache_mib,
         scenario_mib: serve.scenario_mib,
         connections: serve.connections,
         connection_age: serve.connection_age,

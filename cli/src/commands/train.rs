@@ -4,7 +4,7 @@ pub mod drift;
 mod scheduled;
 
 use foreshard_datasets::{BoundedHistory, MemoryBudget, ReadFilter};
-use foreshard_domain::{ContenderRole, Product};
+use foreshard_domain::{ContenderRole, Product, SystemClock};
 use foreshard_model::{ForecastSpec, ModelKind};
 use foreshard_report::evaluation_html;
 use foreshard_training::{
@@ -75,7 +75,8 @@ fn turn(args: &TrainArgs, settings: &Settings, format: Format, stop: &dyn Fn() -
     let mut control = FitControl { progress: &mut on_step, checkpoint, stop };
     let rivals = &[ModelKind::Ridge];
     let events = events(events_file)?;
-    let options = TrainOptions { limits: GateLimits::default(), events, rivals, render: &evaluation_html };
+    let options =
+        TrainOptions { limits: GateLimits::default(), events, rivals, clock: &SystemClock, render: &evaluation_html };
     let report = train_version_of(&history, &spec, &registry, model, &options, &mut control)?;
     drop(progress);
     let trained = Trained { number: report.version.number, report: &report, drift: drift.as_ref() };

@@ -2,7 +2,7 @@
 //! long they took.
 
 use foreshard_datasets::{ReadFilter, read_history, read_outcomes};
-use foreshard_domain::{Metric, OutcomeResult, Product};
+use foreshard_domain::{Metric, OutcomeResult, Product, SystemClock};
 use foreshard_model::{ModelKind, Version};
 use foreshard_report::evaluation_html;
 use foreshard_training::{
@@ -130,6 +130,7 @@ async fn train(
             limits: GateLimits::default(),
             events: Default::default(),
             rivals: &[ModelKind::Ridge],
+            clock: &SystemClock,
             render: &evaluation_html,
         };
         train_version(&history, &spec, &registry, MODEL, &options, &mut control).map_err(DemoError::Train)

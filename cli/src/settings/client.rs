@@ -4,6 +4,8 @@ use foreshard_api::{ClientCertificate, Credentials, Secret};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+use crate::layers::variable;
+
 /// Holds a token for those who have no file for it.
 const TOKEN: &str = "FORESHARD_TOKEN";
 
@@ -21,6 +23,8 @@ pub struct ClientSettings {
     pub key: PathBuf,
     /// File of a token; empty for none.
     pub token_file: PathBuf,
+    /// Lets a token go to other machines over http.
+    pub without_tls: bool,
 }
 
 impl ClientSettings {
@@ -39,13 +43,14 @@ impl ClientSettings {
         };
         let token = match read(&self.token_file)? {
             Some(token) => String::from_utf8(token).map_err(|_| format!("{} is no text", self.token_file.display()))?,
-            None => std::env::var(TOKEN).unwrap_or_default(),
+            None => variable(TOKEN)?.unwrap_or_default(),
         };
         Ok(Credentials {
             ca: read(&self.ca)?,
             server_name: Some(self.server_name.clone()).filter(|name| !name.is_empty()),
             certificate,
             token: Some(token.trim()).filter(|token| !token.is_empty()).map(Secret::new),
+            without_tls: self.without_tls,
         })
     }
 }

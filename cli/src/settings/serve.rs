@@ -30,6 +30,8 @@ pub struct ServeSettings {
     /// How long a request may have to wait for compute before it is refused.
     #[serde(with = "humantime_serde")]
     pub queue_wait: Duration,
+    /// MiB of answers that are kept to be given again; 0 keeps none.
+    pub cache_mib: u32,
     /// MiB of all scenario sets that are made or sent at once, before requests are refused.
     pub scenario_mib: u32,
     /// Connections of each port that may be open at once.
@@ -70,6 +72,7 @@ impl Default for ServeSettings {
         let ServingConfig {
             queue_rows,
             queue_wait,
+            cache_mib,
             scenario_mib,
             connections,
             connection_age,
@@ -91,6 +94,7 @@ impl Default for ServeSettings {
             tokens: PathBuf::new(),
             queue_rows,
             queue_wait,
+            cache_mib,
             scenario_mib,
             connections,
             connection_age,

@@ -30,6 +30,7 @@ pub fn run(folder: &Path, args: &[&str], code: i32) -> Output {
 }
 
 /// Runs with JSON output and parses it.
+#[allow(dead_code)]
 pub fn json(folder: &Path, args: &[&str], code: i32) -> Value {
     let output = run(folder, &[args, &["--output", "json"]].concat(), code);
     serde_json::from_slice(&output.stdout).unwrap()
@@ -79,6 +80,13 @@ impl Server {
         let line = lines.next().unwrap().unwrap();
         let address = line.split_whitespace().find(|w| w.starts_with("http://")).expect(&line).to_owned();
         Self { process, address }
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub fn stop(mut self) {
+        let process = rustix::process::Pid::from_raw(self.process.id().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+        assert!(self.process.wait().unwrap().success());
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::{parse, read_network, read_tensor, tensors_bytes};
 use crate::version::{ProductManifest, prefix};
-use crate::{ForecastSpec, Weights, WeightsError};
+use crate::{Batch, ForecastSpec, TENSOR_LEVELS, Weights, WeightsError};
 
 /// The kind of a model: what its version folder holds, and who answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -51,10 +51,35 @@ impl fmt::Display for ModelKind {
 pub enum Learned {
     /// Networks whose quantiles are averaged; at least one.
     Lstm(Vec<Weights>),
+    /// Such networks with linear maps beside them.
+    Blend(Blend),
     /// A linear map for each step, and quantiles of its errors.
     Ridge(Ridge),
     /// Trend and seasons of each series.
     Prophet(Prophet),
+}
+
+/// Networks, and linear maps that have a share in what they say: where networks are at their end, as on loads that wander
+/// without any rhythm, maps may know better, and what two know of each other's errors is worth something.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Blend {
+    /// Networks whose quantiles are averaged; at least one.
+    pub networks: Vec<Weights>,
+    /// The maps.
+    pub ridge: Ridge,
+    /// Their share in each quantile, over 0 and below 1; the rest is the networks'.
+    pub share: f32,
+}
+
+impl Blend {
+    /// Gives the maps their share in the rows that the networks have for a batch with every step of the horizon.
+    pub(crate) fn mix(&self, rows: &mut [[f32; TENSOR_LEVELS.len()]], batch: &Batch) {
+        for (row, maps) in rows.iter_mut().zip(self.ridge.rows(batch)) {
+            for (q, map) in row.iter_mut().zip(maps) {
+                *q += self.share * (map - *q);
+            }
+        }
+    }
 }
 
 /// A tensor under its name, row-major.
@@ -68,7 +93,7 @@ impl Learned {
     /// Which kind of model it belongs to.
     pub fn kind(&self) -> ModelKind {
         match self {
-            Learned::Lstm(_) => ModelKind::Lstm,
+            Learned::Lstm(_) | Learned::Blend(_) => ModelKind::Lstm,
             Learned::Ridge(_) => ModelKind::Ridge,
             Learned::Prophet(_) => ModelKind::Prophet,
         }
@@ -78,6 +103,7 @@ impl Learned {
     pub fn networks(&self) -> &[Weights] {
         match self {
             Learned::Lstm(members) => members,
+            Learned::Blend(blend) => &blend.networks,
             Learned::Ridge(_) | Learned::Prophet(_) => &[],
         }
     }
@@ -86,6 +112,13 @@ impl Learned {
     pub(crate) fn problem(&self, spec: &ForecastSpec) -> Option<String> {
         match self {
             Learned::Lstm(members) => members.is_empty().then(|| "it has no network".to_owned()),
+            Learned::Blend(Blend { networks, ridge, share }) => {
+                if networks.is_empty() || !(*share > 0.0 && *share < 1.0) {
+                    let n = networks.len();
+                    return Some(format!("it blends {n} networks with a share of {share} for its linear maps"));
+                }
+                ridge.problem(spec.horizon)
+            }
             Learned::Ridge(ridge) => ridge.problem(spec.horizon),
             Learned::Prophet(prophet) => prophet.problem(),
         }
@@ -94,8 +127,9 @@ impl Learned {
     /// Its tensors as they stand in the version folder.
     fn tensors(&self, product: &str) -> Vec<Tensor<'_>> {
         match self {
-            Learned::Lstm(members) => {
-                members.iter().enumerate().flat_map(|(i, weights)| weights.tensors(&prefix(product, i))).collect()
+            Learned::Lstm(members) => of_networks(members, product).collect(),
+            Learned::Blend(blend) => {
+                of_networks(&blend.networks, product).chain(blend.ridge.tensors(product)).collect()
             }
             Learned::Ridge(ridge) => ridge.tensors(product),
             Learned::Prophet(prophet) => vec![prophet.tensor(product)],
@@ -108,11 +142,13 @@ impl Learned {
             ModelKind::Lstm => {
                 let members = product.members.iter().enumerate();
                 let read = |(i, sizes): (usize, &_)| read_network(file, &prefix(name, i), *sizes);
-                Learned::Lstm(members.map(read).collect::<Result<_, _>>()?)
+                let networks = members.map(read).collect::<Result<_, _>>()?;
+                match product.ridge_share {
+                    None => Learned::Lstm(networks),
+                    Some(share) => Learned::Blend(Blend { networks, ridge: read_ridge(file, product)?, share }),
+                }
             }
-            ModelKind::Ridge => Learned::Ridge(Ridge::read(product.spec.horizon, |tensor, shape| {
-                read_tensor(file, &format!("{name}.{tensor}"), shape)
-            })?),
+            ModelKind::Ridge => Learned::Ridge(read_ridge(file, product)?),
             ModelKind::Prophet => {
                 let shape = product.prophet.clone().unwrap_or_default();
                 let tensor = (shape.series.len(), shape.width());
@@ -122,6 +158,14 @@ impl Learned {
             }
         })
     }
+}
+
+fn of_networks<'a>(networks: &'a [Weights], product: &str) -> impl Iterator<Item = Tensor<'a>> {
+    networks.iter().enumerate().flat_map(move |(i, weights)| weights.tensors(&prefix(product, i)))
+}
+
+fn read_ridge(file: &SafeTensors<'_>, product: &ProductManifest) -> Result<Ridge, WeightsError> {
+    Ridge::read(product.spec.horizon, |tensor, shape| read_tensor(file, &format!("{}.{tensor}", product.name), shape))
 }
 
 /// The bytes of a safetensors file with all tensors of these products; equal parts, equal bytes.

@@ -69,7 +69,7 @@ impl Ridge {
     }
 
     /// Quantiles in z of all rows of a batch that holds every step of the horizon: (origins x steps).
-    pub(crate) fn rows(&self, batch: &Batch) -> Vec<[f32; LEVELS]> {
+    pub fn rows(&self, batch: &Batch) -> Vec<[f32; LEVELS]> {
         let mut rows = Vec::with_capacity(batch.origins * batch.steps);
         let mut inputs = [0.0; RIDGE_INPUTS];
         for origin in 0..batch.origins {
@@ -87,6 +87,10 @@ impl Ridge {
         let wanted = [horizon * RIDGE_INPUTS, BLOCKS * SPREADS, BLOCKS * LEVELS];
         if sizes != wanted {
             return Some(format!("its linear maps have {sizes:?} numbers instead of {wanted:?}"));
+        }
+        let odd = [&self.coefficients, &self.spreads, &self.quantiles].into_iter().flatten().any(|v| !v.is_finite());
+        if odd {
+            return Some("its linear maps hold numbers that are not finite".to_owned());
         }
         let falls = self.quantiles.as_chunks::<LEVELS>().0.iter().any(|row| !row.is_sorted());
         falls.then(|| "quantiles of its errors fall".to_owned())
@@ -187,5 +191,8 @@ mod tests {
         let mut falls = ridge.clone();
         falls.quantiles[4] = 9.0;
         assert!(falls.problem(48).is_some_and(|p| p.contains("fall")));
+        let mut endless = ridge.clone();
+        endless.spreads[2] = f32::INFINITY;
+        assert!(endless.problem(48).is_some_and(|p| p.contains("not finite")));
     }
 }

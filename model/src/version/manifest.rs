@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Architecture, EventEffects, ForecastSpec, ModelKind, ProphetShape, WidthFactors};
 
-/// Newest schema of version folders: what this program writes. It reads the older ones too; 1 had networks alone.
-pub const SCHEMA: u32 = 2;
+/// Newest schema of version folders that this program reads; it reads the older ones too. 1 had networks alone; 3 may have
+/// linear maps beside them and events that leave less than a tenth of a load, and what needs neither is written as 2.
+pub const SCHEMA: u32 = 3;
 
 /// `manifest.json`: everything that is needed to use a version, and the checksums of its other files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +59,10 @@ pub struct ProductManifest {
     /// Sizes of its networks, whose quantiles are averaged; tensors are named `<name>.<member>.<parameter>`. Empty for a
     /// model without networks.
     pub members: Vec<Architecture>,
+    /// The share of linear maps in the quantiles of the networks, if they have one; their tensors are named
+    /// `<name>.ridge.<parameter>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ridge_share: Option<f32>,
     /// Sizes and series of Prophet's fits; tensor `<name>.prophet` has a row for each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prophet: Option<ProphetShape>,

@@ -172,6 +172,11 @@ fn kernel(kind: ModelKind) -> String {
     format!("{library}, {PROGRAM}, {kernel} on {}", std::env::consts::ARCH)
 }
 
+/// Whether programs that read the schema before this one would not understand a product.
+fn needs_newest(trained: &TrainedParts) -> bool {
+    matches!(trained.learned, Learned::Blend(_)) || trained.events.close_loads()
+}
+
 fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manifest {
     let product = |VersionProduct { trained, judged, .. }: &VersionProduct| ProductManifest {
         name: trained.name.clone(),
@@ -179,12 +184,16 @@ fn manifest(parts: &VersionParts, checksums: BTreeMap<String, String>) -> Manife
         members: trained.learned.networks().iter().map(|m| m.architecture).collect(),
         prophet: match &trained.learned {
             Learned::Prophet(prophet) => Some(prophet.shape().clone()),
-            Learned::Lstm(_) | Learned::Ridge(_) => None,
+            Learned::Lstm(_) | Learned::Blend(_) | Learned::Ridge(_) => None,
+        },
+        ridge_share: match &trained.learned {
+            Learned::Blend(blend) => Some(blend.share),
+            Learned::Lstm(_) | Learned::Ridge(_) | Learned::Prophet(_) => None,
         },
         judged: *judged,
     };
     Manifest {
-        schema: SCHEMA,
+        schema: if parts.products.iter().any(|p| needs_newest(&p.trained)) { SCHEMA } else { SCHEMA - 1 },
         kind: kind(parts),
         model: parts.model.clone(),
         number: parts.number,

@@ -92,8 +92,12 @@ fn charge(replay: &Replay<'_>, node: &NodeId, loads: &Loads) -> f64 {
         let everywhere = replay.shares.get(resource);
         for (step, row) in paths.iter().enumerate().skip(replay.grid.first) {
             let (n, counts) = (row.len() as f64, counts(replay, step));
-            let excess: f64 = row.iter().map(|load| (load / capacity - settings.limit).max(0.0)).sum();
-            total += counts * excess / n;
+            for load in row {
+                let share = load / capacity;
+                // All of the weight at capacity, none 2 % below it.
+                let felt = settings.minute_weight * (50.0 * share - 49.0).clamp(0.0, 1.0);
+                total += counts * ((share - settings.limit).max(0.0) + felt) / n;
+            }
             if let Some(mean) = everywhere.and_then(|shares| shares.get(step)) {
                 let share = row.iter().sum::<f64>() / (n * capacity);
                 total += counts * settings.balance_weight * (share - mean - settings.balance_band).max(0.0);

@@ -4,6 +4,8 @@ use foreshard_domain::{LoadPaths, NodeState, PerResource, Resource, Risk, Timest
 use std::ops::Range;
 
 use super::{Lanes, Model};
+use crate::PolicySettings;
+use crate::settings::NEARLY;
 
 /// A move as its effect on loads: the copy loads source and target from `start` to `leaves`, the target has the shard
 /// from the step that holds `arrives`, the source has it up to the step that begins at or after `leaves`. Planned moves
@@ -36,7 +38,7 @@ pub(crate) struct Bounds {
 /// A node's load by step, charged and held against its bounds.
 #[derive(Debug, Clone)]
 pub(crate) struct Scan {
-    /// Overload minutes, less the later they come.
+    /// Overload minutes as charged, less the later they come.
     pub overload: Vec<f64>,
     /// Imbalance, weighted, overload minutes, less the later they come.
     pub balance: Vec<f64>,
@@ -55,34 +57,84 @@ impl Scan {
     }
 }
 
-/// Sum of excess, sum of values and number over the bound of one row of scenarios.
-fn row_sums(base: &[f32], add: Option<&[f32]>, sign: f32, plus: f32, limit: f32, bound: f32) -> (f32, f32, u32) {
-    const WIDTH: usize = 8;
+/// Loads that a row of scenarios is held against.
+#[derive(Clone, Copy)]
+struct Levels {
+    /// Excess counts from here on.
+    limit: f32,
+    /// Being over counts from `nearly` on, all of it from `nearly + felt` on, per unit of load `slope`.
+    nearly: f32,
+    felt: f32,
+    slope: f32,
+    /// What must not be exceeded at the capacity quantile.
+    bound: f32,
+}
+
+impl Levels {
+    fn new(settings: &PolicySettings, capacity: f64) -> Self {
+        let felt = capacity * NEARLY;
+        Self {
+            limit: (capacity * settings.limit) as f32,
+            nearly: (capacity - felt) as f32,
+            felt: felt as f32,
+            slope: (settings.minute_weight / NEARLY) as f32,
+            bound: capacity as f32,
+        }
+    }
+
+    fn charge(self, value: f32) -> f32 {
+        (value - self.limit).max(0.0) + (value - self.nearly).max(0.0).min(self.felt) * self.slope
+    }
+}
+
+/// Values that are summed side by side.
+const WIDTH: usize = 8;
+
+/// Eight running sums instead of one: the order of additions is fixed, and blocks of eight vectorise.
+#[derive(Default)]
+struct RowSums {
+    charged: [f32; WIDTH],
+    sum: [f32; WIDTH],
+    over: [u32; WIDTH],
+}
+
+impl RowSums {
+    /// Takes up to eight values.
+    fn take(&mut self, values: impl Iterator<Item = f32>, levels: Levels) {
+        let sums = self.charged.iter_mut().zip(&mut self.sum).zip(&mut self.over);
+        for (((charged, sum), over), value) in sums.zip(values) {
+            *charged += levels.charge(value);
+            *sum += value;
+            *over += u32::from(value > levels.bound);
+        }
+    }
+}
+
+/// Sum of what is charged, sum of values and number over the bound of one row of scenarios.
+fn row_sums(base: &[f32], add: Option<&[f32]>, sign: f32, plus: f32, levels: Levels) -> (f32, f32, u32) {
     // One scenario, as of a policy that believes in one future, needs no sums.
     if let [base] = base {
         let value = base + sign * add.and_then(|add| add.first()).copied().unwrap_or(0.0) + plus;
-        return ((value - limit).max(0.0), value, u32::from(value > bound));
+        return (levels.charge(value), value, u32::from(value > levels.bound));
     }
-    let (mut excess, mut sum, mut over) = ([0f32; WIDTH], [0f32; WIDTH], [0u32; WIDTH]);
-    let mut take = |lane: usize, value: f32| {
-        excess[lane] += (value - limit).max(0.0);
-        sum[lane] += value;
-        over[lane] += u32::from(value > bound);
-    };
-    // Eight running sums instead of one: the order of additions is fixed, and the loops vectorise.
+    let mut sums = RowSums::default();
+    let (blocks, rest) = base.as_chunks::<WIDTH>();
     match add {
         Some(add) => {
-            for (b, a) in base.chunks(WIDTH).zip(add.chunks(WIDTH)) {
-                b.iter().zip(a).enumerate().for_each(|(lane, (b, a))| take(lane, b + sign * a + plus));
+            let (added, more) = add.as_chunks::<WIDTH>();
+            for (b, a) in blocks.iter().zip(added) {
+                sums.take(b.iter().zip(a).map(|(b, a)| b + sign * a + plus), levels);
             }
+            sums.take(rest.iter().zip(more).map(|(b, a)| b + sign * a + plus), levels);
         }
         None => {
-            for b in base.chunks(WIDTH) {
-                b.iter().enumerate().for_each(|(lane, b)| take(lane, b + plus));
+            for b in blocks {
+                sums.take(b.iter().map(|b| b + plus), levels);
             }
+            sums.take(rest.iter().map(|b| b + plus), levels);
         }
     }
-    (excess.iter().sum(), sum.iter().sum(), over.iter().sum())
+    (sums.charged.iter().sum(), sums.sum.iter().sum(), sums.over.iter().sum())
 }
 
 impl Model<'_> {
@@ -210,14 +262,15 @@ impl Model<'_> {
             let extra = if copy { self.input.cost_model.extra_share[*r] * capacity } else { 0.0 };
             let sign = lanes.map_or(0.0, |(_, sign)| sign);
             let lane = lanes.and_then(|(lanes, _)| lanes[*r].as_deref());
-            let limit = (capacity * settings.limit) as f32;
+            let levels = Levels::new(settings, capacity);
             for step in self.grid.window() {
                 let row = load.0[*r].values().get(step * n..(step + 1) * n).unwrap_or(&[]);
                 let add = lane.and_then(|lane| lane.get(step * n..(step + 1) * n));
-                let (excess, sum, over) = row_sums(row, add, sign, extra as f32, limit, bounds.limit[*r][step]);
+                let levels = Levels { bound: bounds.limit[*r][step], ..levels };
+                let (charged, sum, over) = row_sums(row, add, sign, extra as f32, levels);
                 let share = f64::from(sum) / (n as f64 * capacity);
                 let counts = minutes * self.weight[step];
-                scan.overload[step] += f64::from(excess) / (n as f64 * capacity) * counts;
+                scan.overload[step] += f64::from(charged) / (n as f64 * capacity) * counts;
                 let above = (share - self.mean_share[*r][step] - settings.balance_band).max(0.0);
                 scan.balance[step] += weight * above * counts;
                 scan.fits[step] &= over <= self.may_exceed;
@@ -253,9 +306,11 @@ mod tests {
     fn rows_are_summed_with_a_shard_and_a_copy() {
         let base: Vec<f32> = (0..11).map(|i| i as f32).collect();
         let add = vec![1.0; 11];
-        let (excess, sum, over) = row_sums(&base, Some(&add), 1.0, 0.5, 10.0, 9.0);
-        assert_eq!((excess, sum, over), (0.5 + 1.5, 55.0 + 16.5, 3));
-        let (excess, sum, over) = row_sums(&base, None, 0.0, 0.0, 8.0, 20.0);
-        assert_eq!((excess, sum, over), (3.0, 55.0, 0));
+        let levels = |limit, bound| Levels { limit, nearly: 9.0, felt: 0.5, slope: 0.0, bound };
+        assert_eq!(row_sums(&base, Some(&add), 1.0, 0.5, levels(10.0, 9.0)), (0.5 + 1.5, 55.0 + 16.5, 3));
+        assert_eq!(row_sums(&base, None, 0.0, 0.0, levels(8.0, 20.0)), (3.0, 55.0, 0));
+        // 9 and below feel nothing, 10 feels all of it.
+        let felt = Levels { slope: 4.0, ..levels(8.0, 20.0) };
+        assert_eq!(row_sums(&base, None, 0.0, 0.0, felt), (3.0 + 2.0, 55.0, 0));
     }
 }

@@ -9,6 +9,9 @@ const LEAST_MINUTES: f64 = 60.0;
 /// Highest share of `reactive`'s minutes that the best known may have for a cell to count.
 const MOST_KNOWN: f64 = 0.5;
 
+/// Multipliers of capacity that count; tighter and wider cells are shown beside them.
+pub const COUNTABLE: std::ops::RangeInclusive<f64> = 1.1..=1.3;
+
 /// One cell: nodes and multiplier, its seeds together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CellBars {
@@ -20,7 +23,7 @@ pub struct CellBars {
     pub reactive_minutes: f64,
     /// The lower of oracle and static, mean over the seeds; `None` if neither was run.
     pub best_known_minutes: Option<f64>,
-    /// Whether there is something to be saved that could be saved.
+    /// Whether there is something to be saved that could be saved, with a multiplier of 1.1 to 1.3.
     pub counted: bool,
 }
 
@@ -107,7 +110,7 @@ pub fn bars(reports: &[SimReport]) -> Option<Bars> {
             capacity_multiplier: cell.1,
             reactive_minutes: reactive.minutes / reactive.seeds,
             best_known_minutes: best.map(|best| best.minutes / best.seeds),
-            counted: reactive.minutes > LEAST_MINUTES * reactive.seeds && saves,
+            counted: COUNTABLE.contains(&cell.1) && reactive.minutes > LEAST_MINUTES * reactive.seeds && saves,
         })
     };
     let judged: Option<Vec<CellBars>> = cells.iter().map(|cell| judge(*cell)).collect();

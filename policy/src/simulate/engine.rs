@@ -8,6 +8,7 @@ use super::measure::Measures;
 use super::truth::Truth;
 use super::{Balance, Cell, LeadTime, ScenarioSource, Seen, SimError, SimMove, SimReport};
 use crate::planner::plan_checked;
+use crate::settings::NEARLY;
 use crate::{
     DecisionScores, InFlight, Judged, Plan, Planned, PlanningInput, PolicySettings, ShardFacts, decisions, judge,
 };
@@ -250,7 +251,9 @@ impl<'c> Decider<'c> {
     fn calm_as_observed(&self, step: usize, state: &State) -> bool {
         let now = self.cell.loads().time(step);
         let shares = shares(self.cell, step.saturating_sub(1), state, now);
-        let over = shares.iter().any(|s| Resource::ALL.into_iter().any(|r| s[r] > self.settings.limit * 0.999));
+        let least =
+            if self.settings.minute_weight > 0.0 { self.settings.limit.min(1.0 - NEARLY) } else { self.settings.limit };
+        let over = shares.iter().any(|s| Resource::ALL.into_iter().any(|r| s[r] > least * 0.999));
         !over && !self.settings.rules.proactive_balancing
     }
 
@@ -274,10 +277,12 @@ impl<'c> Decider<'c> {
                 let coming = copies(node).filter(|c| c.target == node).map(|c| c.shard);
                 let load = scenarios.node_sum(r, here.chain(coming).filter_map(of));
                 let extra = copies(node).count() as f64 * self.cell.spec().copy_share[*resource] * capacity;
-                let limit = self.settings.limit * 0.999 * capacity - extra;
-                let over = |step| load.expected_excess(limit as f32, step..step + 1) * counts[step];
-                let over: f64 = (0..scenarios.steps()).map(over).sum();
-                *excess += over / capacity * scenarios.step().as_minutes();
+                let rows = load.values().chunks_exact(scenarios.scenarios().max(1)).zip(&counts);
+                let over = |(row, counts): (&[f32], &f64)| {
+                    let share = |v: &f32| (f64::from(*v) + extra) / capacity * 1.001;
+                    row.iter().map(|v| self.settings.charge(share(v))).sum::<f64>() * counts / row.len() as f64
+                };
+                *excess += rows.map(over).sum::<f64>() * scenarios.step().as_minutes();
             }
         }
         excess.iter().all(|minutes| *minutes < least)

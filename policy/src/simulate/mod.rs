@@ -22,7 +22,7 @@ use std::ops::Range;
 
 use crate::PolicySettings;
 
-pub use bars::{Bars, CellBars, PolicyBars, bars};
+pub use bars::{Bars, COUNTABLE, CellBars, PolicyBars, bars};
 pub use cell::{Cell, SimSpec};
 pub use error::SimError;
 pub use loads::{Seen, SimLoads};
@@ -65,11 +65,13 @@ impl SimPolicy<'_> {
 
 /// The settings of the planner from which tuning begins: the rules that act on overload. Balancing for its own sake is
 /// off, since only overload and moves are counted. So are repeated searches: a replay plans again at every step, which
-/// does as much for its moves, and most of its plans have none that starts before the next.
+/// does as much for its moves, and most of its plans have none that starts before the next. For the same reason a move
+/// binds capacity no longer than until its shard could move again, which is more than this hour.
 pub fn base_settings() -> PolicySettings {
     let mut settings = PolicySettings::default();
     settings.rules.proactive_balancing = false;
     settings.search.repeats = 0;
+    settings.capacity_window_ms = 3_600_000;
     settings
 }
 

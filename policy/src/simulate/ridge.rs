@@ -7,7 +7,9 @@
 //! fitted once, nor by the errors, which follow the replay.
 
 use foreshard_domain::{ScenarioSet, Step};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::{ScenarioSource, Seen, SourceError};
@@ -183,19 +185,42 @@ fn solve(mut a: [[f64; FEATURES]; FEATURES], mut b: [f64; FEATURES]) -> [f64; FE
     std::array::from_fn(|i| b[i] / a[i][i])
 }
 
-/// Scenarios of a fitted ridge.
+/// Most values that are remembered of forecasts that were made.
+const REMEMBERED: usize = 64 << 20;
+
+/// What was forecast and how wrong that was, by the number of steps seen, `[lane][lead]`. It depends on nothing but the
+/// loads, so that all replays of the same loads can share it.
+#[derive(Debug, Default)]
+struct Said {
+    points: BTreeMap<usize, Rc<[f32]>>,
+    errors: BTreeMap<usize, Rc<[f32]>>,
+}
+
+/// Scenarios of a fitted ridge. Clones share what was forecast already, so they are for the same loads only.
 #[derive(Debug, Clone)]
 pub struct RidgePaths {
     model: Arc<RidgeModel>,
     sums: Sums,
-    /// Errors of the forecasts from past moments, `[lane][lead]`.
-    errors: BTreeMap<usize, Vec<f32>>,
+    said: Rc<RefCell<Said>>,
 }
 
 impl RidgePaths {
     /// Of a model.
     pub fn new(model: &Arc<RidgeModel>) -> Self {
-        Self { model: Arc::clone(model), sums: Sums::default(), errors: BTreeMap::new() }
+        Self { model: Arc::clone(model), sums: Sums::default(), said: Rc::default() }
+    }
+
+    /// The point forecast of all series from a moment that is seen.
+    fn point(&self, at: usize) -> Rc<[f32]> {
+        let mut said = self.said.borrow_mut();
+        if let Some(point) = said.points.get(&at) {
+            return Rc::clone(point);
+        }
+        let point: Rc<[f32]> = self.model.point(&self.sums, at).into();
+        if (said.points.len() + 1) * point.len() <= REMEMBERED {
+            said.points.insert(at, Rc::clone(&point));
+        }
+        point
     }
 
     /// Past moments whose errors make the scenarios: about this hour of the days before, the last days first. All their
@@ -217,17 +242,19 @@ impl RidgePaths {
         moments
     }
 
-    fn learn_errors(&mut self, at: usize) {
-        if self.errors.contains_key(&at) {
-            return;
+    /// What came less what was forecast from a moment whose forecast is over.
+    fn errors(&self, at: usize) -> Rc<[f32]> {
+        if let Some(errors) = self.said.borrow().errors.get(&at) {
+            return Rc::clone(errors);
         }
         let RidgeSpec { coarse, horizon, .. } = self.model.spec;
-        let mut errors = self.model.point(&self.sums, at);
-        for (i, value) in errors.iter_mut().enumerate() {
+        let came = |i: usize| {
             let begin = at + i % horizon * coarse;
-            *value = self.sums.mean(i / horizon, begin, begin + coarse) as f32 - *value;
-        }
-        self.errors.insert(at, errors);
+            self.sums.mean(i / horizon, begin, begin + coarse) as f32
+        };
+        let errors: Rc<[f32]> = self.point(at).iter().enumerate().map(|(i, point)| came(i) - point).collect();
+        self.said.borrow_mut().errors.insert(at, Rc::clone(&errors));
+        errors
     }
 }
 
@@ -238,13 +265,10 @@ impl ScenarioSource for RidgePaths {
             return Err("the ridge was fitted on other series, or fewer than two days are seen".into());
         }
         self.sums.follow(seen);
-        let point = self.model.point(&self.sums, seen.steps());
-        let moments = self.moments(seen.steps());
-        moments.iter().for_each(|at| self.learn_errors(*at));
-        let none = vec![0.0; point.len()];
-        let mut errors: Vec<&[f32]> = moments.iter().filter_map(|at| self.errors.get(at)).map(Vec::as_slice).collect();
+        let point = self.point(seen.steps());
+        let mut errors: Vec<Rc<[f32]>> = self.moments(seen.steps()).into_iter().map(|at| self.errors(at)).collect();
         if errors.is_empty() {
-            errors.push(&none);
+            errors.push(vec![0.0; point.len()].into());
         }
         let mut values = Vec::with_capacity(point.len() * errors.len());
         for (i, point) in point.iter().enumerate() {

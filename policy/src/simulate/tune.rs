@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::engine::State;
 use super::{Cell, ScenarioSource, SimError, SimPolicy, SourceError, replay, settle};
 use crate::PolicySettings;
 
@@ -24,7 +25,8 @@ impl Default for TuneGrid {
     }
 }
 
-/// One setting and what it came to, summed over the cells.
+/// One setting and what it came to, summed over the cells until it could not be chosen any more: one that is behind with
+/// some of the cells stays behind with all of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tried {
     /// Trigger.
@@ -35,6 +37,8 @@ pub struct Tried {
     pub overload_minutes: f64,
     /// Moves.
     pub moves: usize,
+    /// Cells that it was tried on.
+    pub cells: usize,
 }
 
 /// The chosen settings and everything that was tried.
@@ -54,12 +58,12 @@ pub struct Tuned {
 /// [`SimError::OnEdge`] if the best gain threshold is the first or last of the grid and none within is as good;
 /// [`SimError::NothingToTune`] if there is nothing to choose from.
 pub fn tune_reactive(cells: &[Cell], base: &PolicySettings, grid: &TuneGrid) -> Result<Tuned, SimError> {
-    let mut on = |cell: &Cell, settings: &PolicySettings| {
+    let mut on = |cell: &Cell, _: usize, settings: &PolicySettings| {
         let mut state = settle(cell, settings, cell.tuning().start)?;
         replay(cell, SimPolicy::Reactive, settings, &mut state, cell.tuning())
     };
-    let tried = try_all(cells, base, grid, &mut on)?;
-    let score = |t: &Tried| t.overload_minutes + t.moves as f64;
+    let lost = |t: &Tried, done: &[Tried]| done.iter().any(|d| score(t) > score(d) + 1e-9);
+    let tried = try_all(cells, base, grid, &mut on, &lost)?;
     let best = tried.iter().map(score).fold(f64::INFINITY, f64::min);
     let edge = |t: &Tried| grid.min_gains.first() == Some(&t.min_gain) || grid.min_gains.last() == Some(&t.min_gain);
     let mut ties = tried.iter().filter(|t| score(t) <= best + 1e-9);
@@ -69,6 +73,10 @@ pub fn tune_reactive(cells: &[Cell], base: &PolicySettings, grid: &TuneGrid) -> 
         (None, Some(t)) => Err(SimError::OnEdge { best: t.min_gain, grid: grid.min_gains.clone() }),
         (None, None) => Err(SimError::NothingToTune),
     }
+}
+
+fn score(t: &Tried) -> f64 {
+    t.overload_minutes + t.moves as f64
 }
 
 /// Makes the source of scenarios of a cell.
@@ -87,14 +95,22 @@ pub fn tune_predictive(
     source: &mut SourceOf<'_>,
 ) -> Result<Tuned, SimError> {
     let base = &reactive.settings;
-    let mut on = |cell: &Cell, settings: &PolicySettings| {
+    // All settings begin where the same reactive run left the cluster.
+    let settled = |cell: &Cell| settle(cell, base, cell.tuning().start);
+    let states: Vec<State> = cells.iter().map(settled).collect::<Result<_, _>>()?;
+    let mut on = |cell: &Cell, index: usize, settings: &PolicySettings| {
         let begin = cell.tuning().start;
-        let mut state = settle(cell, base, begin)?;
+        let mut state = states.get(index).cloned().ok_or(SimError::NothingToTune)?;
         let mut scenarios = source(cell).map_err(|source| SimError::Source { at: cell.loads().time(begin), source })?;
         replay(cell, SimPolicy::Predictive(scenarios.as_mut()), settings, &mut state, cell.tuning())
     };
-    let tried = try_all(cells, base, grid, &mut on)?;
-    let few = |t: &&Tried| t.moves <= reactive.chosen.moves;
+    let allowed = reactive.chosen.moves;
+    let lost = |t: &Tried, done: &[Tried]| {
+        let mut eligible = done.iter().filter(|d| d.moves <= allowed);
+        eligible.any(|d| t.moves > allowed || t.overload_minutes > d.overload_minutes)
+    };
+    let tried = try_all(cells, base, grid, &mut on, &lost)?;
+    let few = |t: &&Tried| t.moves <= allowed;
     let minutes =
         |a: &&Tried, b: &&Tried| a.overload_minutes.total_cmp(&b.overload_minutes).then(a.moves.cmp(&b.moves));
     let best = tried.iter().filter(few).min_by(minutes).or_else(|| tried.iter().min_by_key(|t| t.moves));
@@ -107,23 +123,55 @@ fn tuned(base: &PolicySettings, chosen: Tried, tried: Vec<Tried>) -> Tuned {
     Tuned { settings, chosen, tried }
 }
 
-type Run<'r> = dyn FnMut(&Cell, &PolicySettings) -> Result<super::SimReport, SimError> + 'r;
+type Run<'r> = dyn FnMut(&Cell, usize, &PolicySettings) -> Result<super::SimReport, SimError> + 'r;
+/// Whether what a setting came to so far is behind one that was tried on all cells.
+type Lost<'l> = dyn Fn(&Tried, &[Tried]) -> bool + 'l;
 
-fn try_all(cells: &[Cell], base: &PolicySettings, grid: &TuneGrid, run: &mut Run<'_>) -> Result<Vec<Tried>, SimError> {
+/// Tries all settings on the tightest cell, then one after the other, the best so far first, on the others.
+fn try_all(
+    cells: &[Cell],
+    base: &PolicySettings,
+    grid: &TuneGrid,
+    run: &mut Run<'_>,
+    lost: &Lost<'_>,
+) -> Result<Vec<Tried>, SimError> {
     if cells.is_empty() || grid.triggers.is_empty() || grid.min_gains.len() < 3 {
         return Err(SimError::NothingToTune);
     }
+    let mut order: Vec<(usize, &Cell)> = cells.iter().enumerate().collect();
+    let tight = |cell: &Cell| (cell.spec().capacity_multiplier, cell.spec().nodes);
+    order.sort_by(|(_, a), (_, b)| {
+        let ((a, more), (b, fewer)) = (tight(a), tight(b));
+        a.total_cmp(&b).then(fewer.cmp(&more))
+    });
+    let mut try_on = |tried: &mut Tried, (index, cell): (usize, &Cell)| -> Result<(), SimError> {
+        let settings = PolicySettings { limit: tried.trigger, min_gain: tried.min_gain, ..base.clone() };
+        let report = run(cell, index, &settings)?;
+        tried.overload_minutes += report.overload_minutes;
+        tried.moves += report.moves;
+        tried.cells += 1;
+        Ok(())
+    };
     let mut tried = Vec::new();
     for trigger in &grid.triggers {
         for min_gain in &grid.min_gains {
-            let settings = PolicySettings { limit: *trigger, min_gain: *min_gain, ..base.clone() };
-            let mut sum = Tried { trigger: *trigger, min_gain: *min_gain, overload_minutes: 0.0, moves: 0 };
-            for cell in cells {
-                let report = run(cell, &settings)?;
-                sum.overload_minutes += report.overload_minutes;
-                sum.moves += report.moves;
+            let mut one = Tried { trigger: *trigger, min_gain: *min_gain, overload_minutes: 0.0, moves: 0, cells: 0 };
+            order.first().map_or(Ok(()), |first| try_on(&mut one, *first))?;
+            tried.push(one);
+        }
+    }
+    let mut next: Vec<usize> = (0..tried.len()).collect();
+    next.sort_by(|a, b| score(&tried[*a]).total_cmp(&score(&tried[*b])));
+    let mut done: Vec<Tried> = Vec::new();
+    for i in next {
+        for cell in order.iter().skip(1) {
+            if lost(&tried[i], &done) {
+                break;
             }
-            tried.push(sum);
+            try_on(&mut tried[i], *cell)?;
+        }
+        if tried[i].cells == cells.len() {
+            done.push(tried[i].clone());
         }
     }
     Ok(tried)

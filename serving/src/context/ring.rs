@@ -16,13 +16,17 @@ pub(crate) fn bin_start(bin: i64) -> i64 {
     bin.saturating_mul(BIN.as_ms())
 }
 
-/// Mean and number of rows of each bin from `first` on; at most `capacity` bins up to the newest one.
+/// Bins for which room is made at once: a day, so that little more is held than is used.
+const ROOM: usize = 288;
+
+/// Mean and number of rows of each bin from `first` on; at most `capacity` bins up to the newest one, of five bytes each. More
+/// than 255 rows of one bin weigh as 255.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ring {
     first: i64,
     first_ts: i64,
     means: VecDeque<f32>,
-    counts: VecDeque<u16>,
+    counts: VecDeque<u8>,
 }
 
 impl Ring {
@@ -38,7 +42,7 @@ impl Ring {
     /// Mean and number of rows of a bin; `None` outside what is kept or if the bin is empty.
     pub(crate) fn get(&self, bin: i64) -> Option<(f32, u16)> {
         let i = usize::try_from(bin.checked_sub(self.first)?).ok()?;
-        let (mean, count) = (*self.means.get(i)?, *self.counts.get(i)?);
+        let (mean, count) = (*self.means.get(i)?, u16::from(*self.counts.get(i)?));
         (count > 0).then_some((mean, count))
     }
 
@@ -50,7 +54,7 @@ impl Ring {
         }
         let Some(i) = bin.checked_sub(self.first).and_then(|i| usize::try_from(i).ok()) else { return };
         if let (Some(m), Some(c)) = (self.means.get_mut(i), self.counts.get_mut(i)) {
-            (*m, *c) = (mean, count);
+            (*m, *c) = (mean, u8::try_from(count).unwrap_or(u8::MAX));
         }
         if i == 0 && count > 0 {
             self.first_ts = self.first_ts.min(ts);
@@ -84,18 +88,22 @@ impl Ring {
             self.first_ts = ts;
         }
         for _ in last..bin {
+            if self.len() >= most {
+                self.means.pop_front();
+                self.counts.pop_front();
+                self.first += 1;
+                self.first_ts = bin_start(self.first);
+            }
             self.push_back();
-        }
-        while self.len() > most {
-            self.means.pop_front();
-            self.counts.pop_front();
-            self.first += 1;
-            self.first_ts = bin_start(self.first);
         }
         true
     }
 
     fn push_back(&mut self) {
+        if self.means.len() == self.means.capacity() {
+            self.means.reserve_exact(ROOM);
+            self.counts.reserve_exact(ROOM);
+        }
         self.means.push_back(f32::NAN);
         self.counts.push_back(0);
     }

@@ -1,7 +1,7 @@
 //! What is remembered of one shard: its newest rows as they came, and its series on the grid.
 
 use foreshard_domain::{Metric, NodeId, Observation};
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use super::ring::{BIN, Ring, bin_of, bin_start};
 
@@ -9,20 +9,27 @@ use super::ring::{BIN, Ring, bin_of, bin_start};
 pub(crate) const METRICS: [Metric; 5] =
     [Metric::CpuUtil, Metric::MemUtil, Metric::IoOps, Metric::LatencyMs, Metric::TxnRate];
 
-/// How long single rows are remembered. Within it, a row that comes again replaces itself exactly; before it, only the
-/// means of bins are known.
+/// How long single rows are remembered where they are finer than bins. Within it, a row that comes again replaces itself
+/// exactly; before it, only the means of bins are known.
 pub(crate) const RAW_WINDOW_MS: i64 = 24 * 3_600_000;
 
 /// Gaps from which the native interval is read.
 const GAPS: usize = 16;
 
+/// Rows for which room is made at once, so that little more is held than is used.
+const ROOM: usize = 16;
+
+type Values = [f64; METRICS.len()];
+
 /// One shard's rows and series.
 #[derive(Debug, Default)]
 pub(crate) struct ShardContext {
-    raw: BTreeMap<i64, [f64; METRICS.len()]>,
+    /// The newest rows, by time.
+    raw: VecDeque<(i64, Values)>,
     rings: [Ring; METRICS.len()],
     newest: Option<i64>,
     native: Option<i64>,
+    changed: u64,
     node: Option<NodeId>,
 }
 
@@ -39,12 +46,31 @@ impl ShardContext {
 
     /// Time of the newest row that is not ahead of `now`.
     pub(crate) fn newest_until(&self, now: i64) -> Option<i64> {
-        self.raw.range(..=now).next_back().map(|(ts, _)| *ts)
+        let until = self.raw.partition_point(|(ts, _)| *ts <= now);
+        self.raw.get(until.checked_sub(1)?).map(|(ts, _)| *ts)
     }
 
-    /// The values of the row of a time, `NaN` where it has none; `None` if there is no such row, or it is not remembered.
-    pub(crate) fn row(&self, ts: i64) -> Option<[f64; METRICS.len()]> {
-        self.raw.get(&ts).copied()
+    /// The newest change, as the store counts them.
+    pub(crate) fn changed(&self) -> u64 {
+        self.changed
+    }
+
+    /// Notes a change.
+    pub(crate) fn change(&mut self, number: u64) {
+        self.changed = number;
+    }
+
+    /// The values of the row of a time, `NaN` where it has none; `None` if there is no such row, or it is not remembered. An
+    /// older row that was the only one of its bin is known as that.
+    pub(crate) fn row(&self, ts: i64) -> Option<Values> {
+        let place = self.raw.partition_point(|(other, _)| *other < ts);
+        let exact = self.raw.get(place).filter(|(other, _)| *other == ts).map(|(_, values)| *values);
+        exact.or_else(|| {
+            let older = self.newest.is_some_and(|newest| ts < self.remembered(newest));
+            let alone = self.native.is_some_and(|native| native >= BIN.as_ms());
+            let values = self.rings.each_ref().map(|ring| ring.get(bin_of(ts)).map_or(f64::NAN, |(v, _)| f64::from(v)));
+            (older && alone && values.iter().any(|v| v.is_finite())).then_some(values)
+        })
     }
 
     /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it and the
@@ -54,11 +80,11 @@ impl ShardContext {
     }
 
     fn usual_gap(&self) -> Option<i64> {
-        let later = self.raw.keys().rev();
-        let earlier = self.raw.keys().rev().skip(1);
+        let later = self.raw.iter().rev();
+        let earlier = self.raw.iter().rev().skip(1);
         let mut gaps = [0i64; GAPS];
         let mut n = 0;
-        for (slot, (a, b)) in gaps.iter_mut().zip(later.zip(earlier)) {
+        for (slot, ((a, _), (b, _))) in gaps.iter_mut().zip(later.zip(earlier)) {
             *slot = a.saturating_sub(*b);
             n += 1;
         }
@@ -88,25 +114,51 @@ impl ShardContext {
         }
         let newest = self.newest.map_or(ts, |newest| newest.max(ts));
         self.newest = Some(newest);
-        // Whole bins, so that a bin is always computed from all of its rows or from none.
-        let remembered = BIN.floor(foreshard_domain::Timestamp::from_ms(newest.saturating_sub(RAW_WINDOW_MS))).as_ms();
-        if ts < remembered {
+        if ts < self.remembered(newest) {
             return self.apply_late(ts, &values, capacity);
         }
-        let replaced = self.raw.insert(ts, values).is_some();
-        if self.raw.first_key_value().is_some_and(|(oldest, _)| *oldest < remembered) {
-            self.raw = self.raw.split_off(&remembered);
-        }
+        let replaced = self.remember(ts, values);
         self.native = self.usual_gap();
+        let remembered = self.remembered(newest);
+        while self.raw.front().is_some_and(|(oldest, _)| *oldest < remembered) {
+            self.raw.pop_front();
+        }
         self.recompute(ts, capacity);
         replaced
+    }
+
+    /// From when on single rows are remembered: whole bins, so that a bin is always computed from all of its rows or from
+    /// none. Rows that are no finer than bins are known by their bins, and a few tell their interval.
+    fn remembered(&self, newest: i64) -> i64 {
+        let few = GAPS as i64 + 1;
+        let window = match self.native {
+            Some(native) if native >= BIN.as_ms() => native.saturating_mul(few).min(RAW_WINDOW_MS),
+            _ => RAW_WINDOW_MS,
+        };
+        bin_start(bin_of(newest.saturating_sub(window)))
+    }
+
+    /// Puts a row into its place among the remembered ones; true if it replaced one of the same time.
+    fn remember(&mut self, ts: i64, values: Values) -> bool {
+        let place = self.raw.partition_point(|(other, _)| *other < ts);
+        if let Some((_, row)) = self.raw.get_mut(place).filter(|(other, _)| *other == ts) {
+            *row = values;
+            return true;
+        }
+        if self.raw.len() == self.raw.capacity() {
+            self.raw.reserve_exact(ROOM.max(self.raw.len() / 4));
+        }
+        self.raw.insert(place, (ts, values));
+        false
     }
 
     /// Computes the bin of `ts` anew from its rows.
     fn recompute(&mut self, ts: i64, capacity: usize) {
         let (from, to) = (bin_start(bin_of(ts)), bin_start(bin_of(ts).saturating_add(1)));
+        let first = self.raw.partition_point(|(ts, _)| *ts < from);
+        let rows = || self.raw.range(first..).take_while(|(ts, _)| *ts < to);
         for (slot, ring) in self.rings.iter_mut().enumerate() {
-            let values = self.raw.range(from..to).filter_map(|(ts, row)| Some((*ts, *row.get(slot)?)));
+            let values = rows().filter_map(|(ts, row)| Some((*ts, *row.get(slot)?)));
             let mut seen = values.filter(|(_, value)| value.is_finite());
             let Some((first, value)) = seen.next() else {
                 if ring.get(bin_of(ts)).is_some() {
@@ -148,6 +200,19 @@ mod tests {
         row.cpu_util = cpu;
         row.txn_rate = Some(1.0);
         row
+    }
+
+    #[test]
+    fn rows_no_finer_than_bins_are_found_again_however_old() {
+        let mut shard = ShardContext::default();
+        for i in 0..100 {
+            shard.apply(&row(i * 5 * M, (i != 7).then_some(i as f64 + 0.25)), 1000);
+        }
+        assert!(shard.raw.len() < 40);
+        let found = |i: i64| shard.row(i * 5 * M).map(|values| (values[0], values[4]));
+        assert_eq!((found(99), found(3)), (Some((99.25, 1.0)), Some((3.25, 1.0))));
+        assert!(found(7).is_some_and(|(cpu, rate)| cpu.is_nan() && rate == 1.0));
+        assert_eq!((found(100), found(-1), shard.row(99 * 5 * M + 1)), (None, None, None));
     }
 
     fn cpu(shard: &ShardContext, bin: i64) -> Option<(f32, u16)> {
@@ -199,7 +264,15 @@ mod tests {
         for i in 0..400 {
             shard.apply(&row(i * 5 * M, Some(1.0)), 1000);
         }
-        assert!(shard.raw.len() <= 289, "rows are remembered for a day");
+        assert!(shard.raw.len() <= 18, "of rows no finer than bins a few are remembered");
+        for i in 2000..4000 {
+            shard.apply(&row(i * M, Some(1.0)), 1000);
+        }
+        assert!((1440..=1445).contains(&shard.raw.len()), "finer ones for a day: {}", shard.raw.len());
+        let mut shard = ShardContext::default();
+        for i in 0..400 {
+            shard.apply(&row(i * 5 * M, Some(1.0)), 1000);
+        }
         assert!(shard.apply(&row(5 * M, Some(9.0)), 1000));
         assert_eq!(cpu(&shard, 1), Some((9.0, 1)));
         assert_eq!(shard.newest(), Some(399 * 5 * M));

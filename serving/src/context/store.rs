@@ -83,6 +83,9 @@ pub(crate) struct ContextStore {
     natives: BTreeMap<i64, usize>,
     capacity: usize,
     events: Arc<EventCalendar>,
+    /// Changes so far; those of shards and of events bear their numbers.
+    changes: u64,
+    events_changed: u64,
 }
 
 impl ContextStore {
@@ -90,12 +93,20 @@ impl ContextStore {
     pub(crate) fn new(days: u32) -> Self {
         let capacity = BIN.count_in(Step::DAY.as_ms()).saturating_mul(i64::from(days.max(1)));
         let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
-        Self { shards: BTreeMap::new(), newest: None, natives: BTreeMap::new(), capacity, events: Arc::default() }
+        let (shards, natives) = (BTreeMap::new(), BTreeMap::new());
+        Self { shards, newest: None, natives, capacity, events: Arc::default(), changes: 0, events_changed: 0 }
     }
 
     /// Says which events are known from now on.
     pub(crate) fn announce(&mut self, events: Arc<EventCalendar>) {
         self.events = events;
+        self.changes += 1;
+        self.events_changed = self.changes;
+    }
+
+    /// Numbers of the newest changes of a shard and of the known events; they never come again.
+    pub(crate) fn changed(&self, shard: &ShardId) -> Option<(u64, u64)> {
+        Some((self.shards.get(shard)?.changed(), self.events_changed))
     }
 
     /// The events that are known.
@@ -105,15 +116,33 @@ impl ContextStore {
     }
 
     /// Takes a row in; true if it replaced one of the same shard and time.
+    #[cfg(test)]
     pub(crate) fn apply(&mut self, row: &Observation) -> bool {
-        self.newest = self.newest.max(Some(row.ts));
-        let shard = self.shards.entry(row.shard.clone()).or_default();
-        let before = shard.native_ms();
-        let replaced = shard.apply(row, self.capacity);
-        let after = shard.native_ms();
-        if before != after {
-            uncount(&mut self.natives, before);
-            count(&mut self.natives, after);
+        self.apply_all(std::slice::from_ref(row)) > 0
+    }
+
+    /// Takes rows in; returns how many replaced one of the same shard and time. Rows of one shard that follow each other
+    /// cost least.
+    pub(crate) fn apply_all(&mut self, rows: &[Observation]) -> u64 {
+        let mut replaced = 0;
+        for of_shard in rows.chunk_by(|a, b| a.shard == b.shard) {
+            let Some(first) = of_shard.first() else { continue };
+            let shard = match self.shards.get_mut(&first.shard) {
+                Some(shard) => shard,
+                None => self.shards.entry(first.shard.clone()).or_default(),
+            };
+            self.changes += 1;
+            shard.change(self.changes);
+            let before = shard.native_ms();
+            for row in of_shard {
+                self.newest = self.newest.max(Some(row.ts));
+                replaced += u64::from(shard.apply(row, self.capacity));
+            }
+            let after = shard.native_ms();
+            if before != after {
+                uncount(&mut self.natives, before);
+                count(&mut self.natives, after);
+            }
         }
         replaced
     }
@@ -211,6 +240,7 @@ impl ContextStore {
 
     /// The past of each series on a grid of `step`, up to the last step that is complete at `now`; series of which nothing
     /// is known are empty. No series at all if nothing was observed yet.
+    #[cfg(test)]
     pub(crate) fn contexts(&self, step: Step, keys: &[SeriesKey], now: Timestamp) -> Vec<SeriesContext> {
         self.issued_at(step, now).map_or_else(Vec::new, |issued_at| self.contexts_at(step, keys, issued_at))
     }

@@ -9,6 +9,7 @@ use foreshard_model::{Context, ForecastSpec, any_step_corrected, fall_back, scen
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::Slot;
+use super::cache::{AnswerCache, Stamp};
 use crate::ServedVersion;
 use crate::context::{ContextStore, SeriesContext, SeriesKey};
 
@@ -28,6 +29,8 @@ pub(crate) struct Bench {
     pub(crate) clock: Arc<dyn Clock>,
     /// How old the newest observation of a series may be in model time.
     pub(crate) stale_after_ms: i64,
+    /// Answers that were given already, if any are kept.
+    pub(crate) cache: Option<Arc<AnswerCache>>,
 }
 
 /// The forecasts of `keys`, in their order, from the last complete step or from the one that is named; empty if nothing was observed yet.
@@ -36,18 +39,33 @@ pub(crate) fn forecasts(
     (product, origin): (Product, Option<Timestamp>),
     keys: &[SeriesKey],
 ) -> Vec<SeriesForecast> {
-    let version = bench.slot.current();
+    let (number, version) = bench.slot.numbered();
     let now = bench.clock.model();
-    let (contexts, newest) = {
+    let cache = bench.cache.as_deref().filter(|_| version.is_some());
+    let (made, contexts, stamps, silent) = {
         let store = bench.contexts.read().unwrap_or_else(PoisonError::into_inner);
-        let contexts = match origin {
-            Some(issued_at) => store.contexts_at(product.step(), keys, issued_at),
-            None => store.contexts(product.step(), keys, now),
+        let Some(issued_at) = origin.or_else(|| store.issued_at(product.step(), now)) else { return Vec::new() };
+        // If rows have stopped coming at all, every series is stale, however even the grid looks.
+        let newest = store.newest_until(now);
+        let silent = newest.is_some_and(|newest| now.since_ms(newest) > bench.stale_after_ms);
+        let stamp = |(shard, _): &SeriesKey| {
+            let (shard, events) = store.changed(shard)?;
+            Some(Stamp { version: number, issued_at, shard, events })
         };
-        (contexts, store.newest_until(now))
+        let stamps: Vec<Option<Stamp>> = keys.iter().map(|key| cache.and_then(|_| stamp(key))).collect();
+        let made: Vec<Option<Arc<SeriesForecast>>> = keys
+            .iter()
+            .zip(&stamps)
+            .map(|((shard, metric), stamp)| {
+                let made = cache?.find(product, (shard, *metric), (*stamp)?)?;
+                let last = made.provenance.last_observed?;
+                (!silent && issued_at.since_ms(last) <= bench.stale_after_ms).then_some(made)
+            })
+            .collect();
+        let missing = keys.iter().zip(&made).filter(|(_, made)| made.is_none()).map(|(key, _)| key.clone());
+        let missing: Vec<SeriesKey> = missing.collect();
+        (made, store.contexts_at(product.step(), &missing, issued_at), stamps, silent)
     };
-    // If rows have stopped coming at all, every series is stale, however even the grid looks.
-    let silent = newest.is_some_and(|newest| now.since_ms(newest) > bench.stale_after_ms);
     let fallback = |context: &SeriesContext| {
         let context = context.as_context();
         match context.last_observed() {
@@ -58,7 +76,18 @@ pub(crate) fn forecasts(
     };
     let reasons: Vec<Option<Fallback>> = contexts.iter().map(fallback).collect();
     let served = version.as_deref().filter(|version| version.spec(product).is_some());
-    answers(served, product, &contexts, &reasons)
+    let mut new = answers(served, product, &contexts, &reasons).into_iter();
+    let one = |(made, stamp): (Option<Arc<SeriesForecast>>, Option<Stamp>)| match made {
+        Some(made) => Some(SeriesForecast::clone(&made)),
+        None => {
+            let made = new.next()?;
+            if let (Some(cache), Some(stamp), true) = (cache, stamp, made.provenance.fallback.is_none()) {
+                cache.keep(product, stamp, &made);
+            }
+            Some(made)
+        }
+    };
+    made.into_iter().zip(stamps).filter_map(one).collect()
 }
 
 fn is_late(context: &Context<'_>, last: Timestamp, stale_after_ms: i64) -> bool {

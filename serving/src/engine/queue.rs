@@ -6,11 +6,12 @@
 
 use foreshard_domain::{Product, RealTime, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Finish;
 use super::pace::Pace;
+use super::{EngineCounts, Finish};
 use crate::context::SeriesKey;
 
 /// A request that waits to be computed.
@@ -75,6 +76,13 @@ pub(crate) struct Now {
     pub(crate) steady: Duration,
 }
 
+/// Jobs that may be looked through whenever room is short; longer queues only once in [`SWEEP_EVERY`], since refusing has to
+/// cost next to nothing when there is too much of everything.
+const SWEPT_AT_ONCE: usize = 64;
+
+/// How often a long queue is looked through for jobs that nobody waits for any more.
+const SWEEP_EVERY: Duration = Duration::from_millis(10);
+
 /// A batch that is being computed.
 #[derive(Debug, Clone, Copy)]
 struct Running {
@@ -91,12 +99,39 @@ struct Waiting {
     jobs: VecDeque<Job>,
     rows: usize,
     closed: bool,
+    swept: Option<Duration>,
     running: BTreeMap<u64, Running>,
     batches: u64,
     pace: Pace,
 }
 
 impl Waiting {
+    /// Why a job of `rows` that may wait for `patience` cannot be taken; `None` if it can.
+    fn refusal(&self, rows: usize, patience: Duration, limits: &QueueLimits, now: Duration) -> Option<QueueFull> {
+        let wait = self.wait(limits, now);
+        if self.rows.saturating_add(rows) > limits.rows && !self.jobs.is_empty() {
+            return Some(QueueFull::Full { waiting: self.rows, wait });
+        }
+        (wait > patience).then_some(QueueFull::Slow { wait })
+    }
+
+    /// Takes out the jobs that nobody waits for any more, so that they keep no place from others.
+    fn sweep(&mut self, now: Now) -> Vec<Job> {
+        let recently = self.swept.is_some_and(|swept| now.steady.saturating_sub(swept) < SWEEP_EVERY);
+        if recently && self.jobs.len() > SWEPT_AT_ONCE {
+            return Vec::new();
+        }
+        self.swept = Some(now.steady);
+        if self.jobs.iter().all(|job| job.wanted(now.real)) {
+            return Vec::new();
+        }
+        let (live, dead): (VecDeque<Job>, VecDeque<Job>) =
+            std::mem::take(&mut self.jobs).into_iter().partition(|job| job.wanted(now.real));
+        self.rows = live.iter().map(Job::rows).fold(0, usize::saturating_add);
+        self.jobs = live;
+        dead.into()
+    }
+
     /// How long whatever comes now would wait.
     fn wait(&self, limits: &QueueLimits, now: Duration) -> Duration {
         let left = |running: &Running| {
@@ -114,11 +149,13 @@ pub(crate) struct RowQueue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
     limits: QueueLimits,
+    counts: Arc<EngineCounts>,
 }
 
 impl RowQueue {
-    pub(crate) fn new(limits: QueueLimits) -> Self {
-        Self { waiting: Mutex::default(), changed: Condvar::new(), limits }
+    /// An empty queue; jobs that it takes out since nobody waits for them count as expired.
+    pub(crate) fn new(limits: QueueLimits, counts: Arc<EngineCounts>) -> Self {
+        Self { waiting: Mutex::default(), changed: Condvar::new(), limits, counts }
     }
 
     fn locked(&self) -> MutexGuard<'_, Waiting> {
@@ -130,34 +167,55 @@ impl RowQueue {
         self.locked().rows
     }
 
-    /// How long a request that came now would wait; `None` if it would be refused.
-    pub(crate) fn wait(&self, now: Now) -> Option<Duration> {
-        let waiting = self.locked();
-        let wait = waiting.wait(&self.limits, now.steady);
-        let room = waiting.rows < self.limits.rows && wait <= self.limits.wait && !waiting.closed;
-        room.then_some(wait)
+    /// Drops what was swept, outside the lock: whoever waits is told by that.
+    fn bury(&self, dead: Vec<Job>) {
+        self.counts.expired.fetch_add(dead.len() as u64, Ordering::Relaxed);
+        drop(dead);
     }
 
-    /// Lets a job wait, unless the rows would be too many or it would wait too long. A job that is larger than the whole
-    /// queue is taken when nothing else waits, since it could never be otherwise.
+    /// How long a request that came now would wait; `None` if it would be refused.
+    pub(crate) fn wait(&self, now: Now) -> Option<Duration> {
+        let mut waiting = self.locked();
+        let limits = &self.limits;
+        let room = |waiting: &Waiting| {
+            let wait = waiting.wait(limits, now.steady);
+            (waiting.rows < limits.rows && wait <= limits.wait && !waiting.closed).then_some(wait)
+        };
+        if let Some(wait) = room(&waiting) {
+            return Some(wait);
+        }
+        let dead = waiting.sweep(now);
+        let wait = room(&waiting);
+        drop(waiting);
+        self.bury(dead);
+        wait
+    }
+
+    /// Lets a job wait, unless the rows would be too many or it would wait too long; those that expired or were given up do
+    /// not count. A job that is larger than the whole queue is taken when nothing else waits, since it could never be
+    /// otherwise.
     pub(crate) fn push(&self, job: Job, now: Now) -> Result<(), QueueFull> {
         let mut waiting = self.locked();
         if waiting.closed {
             return Err(QueueFull::Closed);
         }
-        let rows = waiting.rows.saturating_add(job.rows());
-        let wait = waiting.wait(&self.limits, now.steady);
-        if rows > self.limits.rows && !waiting.jobs.is_empty() {
-            return Err(QueueFull::Full { waiting: waiting.rows, wait });
-        }
         let patience = job.deadline.map_or(Duration::MAX, |deadline| deadline.since(now.real)).min(self.limits.wait);
-        if wait > patience {
-            return Err(QueueFull::Slow { wait });
+        let refusal = |waiting: &Waiting| waiting.refusal(job.rows(), patience, &self.limits, now.steady);
+        let (mut dead, mut refused) = (Vec::new(), refusal(&waiting));
+        if refused.is_some() {
+            dead = waiting.sweep(now);
+            if !dead.is_empty() {
+                refused = refusal(&waiting);
+            }
         }
-        waiting.rows = rows;
-        waiting.jobs.push_back(job);
-        self.changed.notify_one();
-        Ok(())
+        if refused.is_none() {
+            waiting.rows = waiting.rows.saturating_add(job.rows());
+            waiting.jobs.push_back(job);
+            self.changed.notify_one();
+        }
+        drop(waiting);
+        self.bury(dead);
+        refused.map_or(Ok(()), Err)
     }
 
     /// Waits for jobs and takes the oldest with all later ones of its product and origin, as far as they fit into a batch; `None`
@@ -237,7 +295,7 @@ mod tests {
     }
 
     fn queue(rows: usize, batch_rows: usize) -> RowQueue {
-        RowQueue::new(QueueLimits { rows, wait: Duration::from_secs(1), batch_rows, threads: 1 })
+        RowQueue::new(QueueLimits { rows, wait: Duration::from_secs(1), batch_rows, threads: 1 }, Arc::default())
     }
 
     fn at(ms: u64) -> Now {
@@ -327,6 +385,42 @@ mod tests {
         assert!((98..105).contains(&wait(100_400)), "{}", wait(100_400));
         assert_eq!(wait(109_000), 0, "it takes longer than it should");
         queue.end(ticket, at(109_000));
+    }
+
+    #[test]
+    fn s1_jobs_that_nobody_waits_for_keep_no_place() {
+        let queue = queue(10, 100);
+        let due = |ms| Job { deadline: Some(at(0).real.plus(Duration::from_millis(ms))), ..job(Product::NextDay, 3) };
+        let left = || Job { finish: Box::new(Nobody(true)), ..job(Product::NextDay, 3) };
+        for job in [due(5), left(), job(Product::NextDay, 4)] {
+            queue.push(job, at(0)).unwrap();
+        }
+        assert_eq!(queue.wait(at(0)), Some(Duration::ZERO), "who was given up keeps no place");
+        assert_eq!((queue.rows(), queue.counts.expired()), (7, 1));
+        queue.push(left(), at(0)).unwrap();
+        assert_eq!(queue.push(job(Product::NextDay, 6), at(5)), Ok(()), "nor who expired");
+        assert_eq!((queue.rows(), queue.counts.expired()), (10, 3));
+        let full = Err(QueueFull::Full { waiting: 10, wait: Duration::ZERO });
+        assert_eq!(queue.push(job(Product::NextDay, 1), at(5)), full);
+        assert_eq!(queue.pop().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn s1_a_long_queue_is_not_looked_through_at_every_refusal() {
+        let queue = queue(100, 100);
+        for _ in 0..100 {
+            let left = Job { finish: Box::new(Nobody(true)), ..job(Product::NextDay, 1) };
+            queue.push(left, at(0)).unwrap();
+        }
+        assert_eq!(queue.push(job(Product::NextDay, 1), at(0)), Ok(()));
+        assert_eq!((queue.rows(), queue.counts.expired()), (1, 100));
+        for _ in 0..99 {
+            let left = Job { finish: Box::new(Nobody(true)), ..job(Product::NextDay, 1) };
+            queue.push(left, at(0)).unwrap();
+        }
+        assert!(queue.push(job(Product::NextDay, 1), at(9)).is_err());
+        assert_eq!(queue.push(job(Product::NextDay, 1), at(10)), Ok(()));
+        assert_eq!((queue.rows(), queue.counts.expired()), (2, 199));
     }
 
     #[test]

@@ -9,12 +9,18 @@ use crate::ServedVersion;
 /// nobody and delays nobody.
 #[derive(Default)]
 pub(crate) struct Slot {
-    current: RwLock<Option<Arc<dyn ServedVersion>>>,
+    /// With how many there were up to it.
+    current: RwLock<(u64, Option<Arc<dyn ServedVersion>>)>,
 }
 
 impl Slot {
     /// The version that answers from now on.
     pub(crate) fn current(&self) -> Option<Arc<dyn ServedVersion>> {
+        self.numbered().1
+    }
+
+    /// The same, with a number that no other version of this process ever has.
+    pub(crate) fn numbered(&self) -> (u64, Option<Arc<dyn ServedVersion>>) {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -25,7 +31,11 @@ impl Slot {
 
     /// Puts another version in; the one before is freed outside the lock, by its last user.
     pub(crate) fn exchange(&self, version: Arc<dyn ServedVersion>) {
-        let before = self.current.write().unwrap_or_else(PoisonError::into_inner).replace(version);
+        let before = {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            current.0 += 1;
+            current.1.replace(version)
+        };
         drop(before);
     }
 }

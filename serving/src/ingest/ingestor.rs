@@ -106,7 +106,7 @@ impl Ingestor {
         let log = Log::open(log, &mut |payload| {
             for row in v1::IngestRequest::decode(payload)?.rows {
                 let row = Observation::try_from(row)?;
-                store.apply(&row);
+                store.apply_all(std::slice::from_ref(&row));
                 pending.insert((row.shard.clone(), row.ts), row);
             }
             Ok(())
@@ -145,8 +145,8 @@ impl Ingestor {
         {
             // One lock for the batch: a forecast sees all of a tick's rows or none.
             let mut store = self.contexts.write().unwrap_or_else(PoisonError::into_inner);
+            taken.duplicates = store.apply_all(&rows);
             for row in rows {
-                taken.duplicates += u64::from(store.apply(&row));
                 writing.pending.insert((row.shard.clone(), row.ts), row);
             }
         }
@@ -205,7 +205,7 @@ fn replay_history(dir: &Path, days: u32, store: &mut ContextStore) -> Result<(),
     let from = newest.plus_steps(-i64::from(days), Step::DAY);
     let filter = ReadFilter { from: Some(from), ..ReadFilter::default() };
     stream_history(dir, &filter, &mut |rows| {
-        rows.iter().for_each(|row| _ = store.apply(row));
+        store.apply_all(rows);
         Ok(())
     })
 }

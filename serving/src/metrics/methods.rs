@@ -1,4 +1,5 @@
-//! The methods of this server by their paths, so that a name that somebody made up becomes no label and needs no right.
+//! The methods of this server by their paths, so that a name that somebody made up becomes no label. What right a call needs
+//! is decided elsewhere, by its path alone.
 
 use foreshard_api::FILE_DESCRIPTOR_SET;
 use prost::Message as _;

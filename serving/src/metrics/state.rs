@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::context::ContextStore;
-use crate::engine::{Engine, Slot};
+use crate::engine::{AnswerCache, Engine, Slot};
 use crate::registry::Reloader;
 use crate::transport::ConnectionCounts;
 
@@ -18,6 +18,8 @@ pub(crate) struct State {
     pub(crate) slot: Arc<Slot>,
     pub(crate) reloader: Arc<Reloader>,
     pub(crate) contexts: Arc<RwLock<ContextStore>>,
+    /// Answers that are kept, if any are.
+    pub(crate) cache: Option<Arc<AnswerCache>>,
     /// Connections of the ports by their names.
     pub(crate) ports: Vec<(&'static str, Arc<ConnectionCounts>)>,
 }
@@ -64,6 +66,11 @@ impl Collector for State {
         let refused = self.ports.iter().map(|(_, c)| c.refused()).sum();
         told.counter("connections_refused", "Connections closed at once since there were too many", refused)?;
         self.contexts(told)?;
+        let (hits, misses) = self.cache.as_ref().map_or((0, 0), |cache| cache.counts());
+        told.counter("cache_hits", "Series that were answered from kept answers", hits)?;
+        told.counter("cache_misses", "Series that were looked for among kept answers and not found", misses)?;
+        let bytes = self.cache.as_ref().map_or(0, |cache| cache.bytes());
+        told.gauge("cache_bytes", "Bytes of kept answers", bytes as f64)?;
         told.counter("reloads", "Versions that were put in the place of others", self.reloader.exchanged())?;
         told.counter(
             "reloads_refused",

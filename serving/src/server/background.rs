@@ -14,6 +14,7 @@ use crate::ingest::{Ingestor, reason};
 use crate::readiness::Readiness;
 use crate::registry::Reloader;
 use crate::service::ForecastApi;
+use crate::watched::SETTLES_IN;
 use crate::{IngestError, ReloadError};
 
 /// How often readiness is looked at for those who watch the health service.
@@ -42,26 +43,37 @@ pub(super) async fn keep_flushing(parts: ForecastApi, every: Duration, stop: Can
     }
 }
 
-/// Looks at labels, events, tokens and certificates from time to time.
-pub(super) async fn keep_reloading(
-    (reloader, events, guard): (Arc<Reloader>, Arc<EventWatch>, Guard),
-    every: Duration,
-    stop: CancellationToken,
-) {
+/// Looks at the labels from time to time.
+pub(super) async fn keep_reloading(reloader: Arc<Reloader>, every: Duration, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(every) => {}
         }
         reload(&reloader).await;
-        let (events, guard) = (Arc::clone(&events), guard.clone());
-        let looking = spawn_blocking(move || {
-            events.look();
-            guard.look();
-        });
-        if let Err(error) = looking.await {
-            tracing::error!(%error, "looking at events, tokens and certificates panicked");
+    }
+}
+
+/// Looks at events, tokens and certificates from time to time: apart from the labels, since loading a version takes its time
+/// and a token that was taken back must not be good for so long.
+pub(super) async fn keep_looking(events: Arc<EventWatch>, guard: Guard, every: Duration, stop: CancellationToken) {
+    let mut next = every;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(next) => {}
         }
+        let (events, guard) = (Arc::clone(&events), guard.clone());
+        // Each looks, whatever the one before found.
+        let settling = spawn_blocking(move || [events.look(), guard.look()].contains(&true)).await;
+        next = match settling {
+            Ok(true) => every.min(SETTLES_IN),
+            Ok(false) => every,
+            Err(error) => {
+                tracing::error!(%error, "looking at events, tokens and certificates panicked");
+                every
+            }
+        };
     }
 }
 

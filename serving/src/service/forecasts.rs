@@ -1,6 +1,6 @@
 //! Forecasts in streams: any number of series in parts from one origin, once or whenever a new step is complete.
 
-use foreshard_api::{ForecastQuery, v1};
+use foreshard_api::{ForecastQuery, MAX_RESPONSE_BYTES, v1};
 use foreshard_domain::{ForecastError, Product, QuantileLevels, RealTime, SeriesForecast, ShardId, Timestamp};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -15,6 +15,9 @@ use crate::engine::Bench;
 
 /// Levels of one answer: twice the percentiles. Each costs four bytes for every step of every series.
 const MOST_LEVELS: usize = 200;
+
+/// Levels of an answer for which none were named, about: 13 in all shipped products.
+const TRAINED_LEVELS: usize = 13;
 
 /// Series of one part: some 3 MiB of next-day forecasts, and a batch that keeps all cores busy without holding up others for
 /// long.
@@ -76,6 +79,19 @@ impl Asked {
         let query = ForecastQuery::try_from(request).map_err(|error| status::wire(&error))?;
         let (product, wanted) = (query.product, Wanted::named(&query.metrics));
         Ok(Self { product, shards: query.shards, wanted, levels: Levels::new(query.levels)? })
+    }
+
+    /// Whether the answer for so many series goes into one message: found out before it is computed, since what is made of
+    /// made-up names alone could fill the memory.
+    pub(super) fn check_fits(&self, series: usize) -> Result<(), Status> {
+        let levels = self.levels.0.as_ref().map_or(TRAINED_LEVELS, |levels| levels.len());
+        let bytes = series.saturating_mul(self.product.horizon()).saturating_mul(levels).saturating_mul(4);
+        if bytes <= MAX_RESPONSE_BYTES {
+            return Ok(());
+        }
+        let (mib, most) = (bytes >> 20, MAX_RESPONSE_BYTES >> 20);
+        let why = format!("{series} series make an answer of {mib} MiB, and at most {most} go into one message");
+        Err(status::invalid("shard_ids", format!("{why}; ForecastStream takes any number")))
     }
 }
 

@@ -11,6 +11,8 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use super::Opening;
+
 /// What bytes go through.
 pub(crate) enum Io {
     Plain(TcpStream),
@@ -26,21 +28,26 @@ impl Io {
     }
 }
 
-/// A connection that ends by itself: soon if its owner says nothing at all, at a great age otherwise.
+/// A connection that ends by itself: soon if its owner does not come to the point, at a great age otherwise.
 ///
 /// The age is a hard stop. The server above asks politely before (HTTP/2 GOAWAY); what is still there then does not listen.
 pub(crate) struct Connection {
     io: Io,
     ends: Pin<Box<Sleep>>,
-    /// How long it may live once it has spoken; taken when it has.
-    then: Option<Duration>,
+    /// What is still to be heard, and how long it may live from then on; taken when it was heard.
+    opening: Option<(Opening, Duration)>,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    /// `io`, to be closed unless something is read within `first`, and `then` after that.
-    pub(crate) fn new(io: Io, first: Duration, then: Duration, slot: OwnedSemaphorePermit) -> Self {
-        Self { io, ends: Box::pin(sleep(first)), then: Some(then), _slot: slot }
+    /// `io`, to be closed unless the whole `opening` is read within `first`, and `then` after that.
+    pub(crate) fn new(
+        io: Io,
+        opening: Opening,
+        (first, then): (Duration, Duration),
+        slot: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { io, ends: Box::pin(sleep(first)), opening: Some((opening, then)), _slot: slot }
     }
 }
 
@@ -73,10 +80,12 @@ impl AsyncRead for Connection {
             Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
         };
-        if buf.filled().len() > before
-            && let Some(then) = this.then.take()
+        let heard = buf.filled().get(before..).unwrap_or_default();
+        if let Some((opening, then)) = &mut this.opening
+            && opening.hear(heard)
         {
-            this.ends.as_mut().reset(Instant::now() + then);
+            this.ends.as_mut().reset(Instant::now() + *then);
+            this.opening = None;
         }
         read
     }

@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{Connection, Inside, Io, Tls};
+use super::{Connection, Inside, Io, Opening, Tls};
 
 /// Pause after the system could not give a connection (no file handles are left), so that the loop does not spin.
 const AFTER_ERROR: Duration = Duration::from_millis(50);
@@ -23,15 +23,15 @@ const AHEAD: usize = 16;
 pub(crate) struct ConnectionLimits {
     /// Open at once.
     pub(crate) most: usize,
-    /// A connection that says nothing for so long after it was opened is closed.
+    /// A connection that has not said its opening so long after it was made is closed.
     pub(crate) speak_within: Duration,
-    /// One that has spoken is closed after so long, whatever it does.
+    /// One that has is closed after so long, whatever it does.
     pub(crate) hard_age: Duration,
 }
 
 impl ConnectionLimits {
-    fn bound(self, io: Io, slot: OwnedSemaphorePermit) -> Connection {
-        Connection::new(io, self.speak_within, self.hard_age, slot)
+    fn bound(self, io: Io, inside: Inside, slot: OwnedSemaphorePermit) -> Connection {
+        Connection::new(io, Opening::of(inside), (self.speak_within, self.hard_age), slot)
     }
 }
 
@@ -71,16 +71,17 @@ impl ConnectionCounts {
 /// The connections of one port, in the order in which they came.
 pub(crate) type Incoming = ReceiverStream<io::Result<Connection>>;
 
-/// Takes connections from `listener` until `stop` or until nobody wants them any more; the port is closed then.
+/// Takes connections that are to speak `inside` from `listener` until `stop` or until nobody wants them any more; the port is
+/// closed then.
 pub(crate) fn accept(
     listener: TcpListener,
     limits: ConnectionLimits,
-    tls: Option<(Arc<Tls>, Inside)>,
+    (inside, tls): (Inside, Option<Arc<Tls>>),
     stop: CancellationToken,
 ) -> (Incoming, Arc<ConnectionCounts>) {
     let counts = Arc::new(ConnectionCounts::new(limits.most));
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let door = Door { listener, limits, tls, counts: Arc::clone(&counts), sender };
+    let door = Door { listener, limits, inside, tls, counts: Arc::clone(&counts), sender };
     tokio::spawn(door.keep_open(stop));
     (ReceiverStream::new(receiver), counts)
 }
@@ -88,7 +89,8 @@ pub(crate) fn accept(
 struct Door {
     listener: TcpListener,
     limits: ConnectionLimits,
-    tls: Option<(Arc<Tls>, Inside)>,
+    inside: Inside,
+    tls: Option<Arc<Tls>>,
     counts: Arc<ConnectionCounts>,
     sender: mpsc::Sender<io::Result<Connection>>,
 }
@@ -114,15 +116,15 @@ impl Door {
             _ = stream.set_nodelay(true);
             match &self.tls {
                 None => {
-                    let connection = self.limits.bound(Io::Plain(stream), slot);
+                    let connection = self.limits.bound(Io::Plain(stream), self.inside, slot);
                     if self.sender.send(Ok(connection)).await.is_err() {
                         return;
                     }
                 }
                 // A slow handshake holds up nobody else; the slots bound how many there are.
-                Some((tls, inside)) => {
-                    let acceptor = tls.acceptor(*inside);
-                    tokio::spawn(shake_hands(stream, slot, acceptor, self.limits, self.sender.clone()));
+                Some(tls) => {
+                    let offered = (tls.acceptor(self.inside), self.inside);
+                    tokio::spawn(shake_hands(stream, slot, offered, self.limits, self.sender.clone()));
                 }
             }
         }
@@ -133,12 +135,12 @@ impl Door {
 async fn shake_hands(
     stream: TcpStream,
     slot: OwnedSemaphorePermit,
-    acceptor: TlsAcceptor,
+    (acceptor, inside): (TlsAcceptor, Inside),
     limits: ConnectionLimits,
     sender: mpsc::Sender<io::Result<Connection>>,
 ) {
     match tokio::time::timeout(limits.speak_within, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => _ = sender.send(Ok(limits.bound(Io::Tls(Box::new(stream)), slot))).await,
+        Ok(Ok(stream)) => _ = sender.send(Ok(limits.bound(Io::Tls(Box::new(stream)), inside, slot))).await,
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
     }
@@ -157,7 +159,7 @@ mod tests {
     async fn open(limits: ConnectionLimits) -> (Incoming, Arc<ConnectionCounts>, std::net::SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (incoming, counts) = accept(listener, limits, None, CancellationToken::new());
+        let (incoming, counts) = accept(listener, limits, (Inside::Grpc, None), CancellationToken::new());
         (incoming, counts, addr)
     }
 
@@ -176,16 +178,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_says_nothing_is_closed_soon_and_who_speaks_later() {
+    async fn who_does_not_come_to_the_point_is_closed_soon_and_who_does_later() {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
         let (mut incoming, _, addr) = open(limits(9)).await;
         let _silent = TcpStream::connect(addr).await.unwrap();
         let mut taken = incoming.next().await.unwrap().unwrap();
         let ended = taken.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+
+        // Were a byte enough, this would last until its age, and longer than a test may.
+        let old = ConnectionLimits { hard_age: Duration::from_secs(3600), ..limits(9) };
+        let (mut to_old, _, old) = open(old).await;
+        let mut hesitates = TcpStream::connect(old).await.unwrap();
+        let mut taken = to_old.next().await.unwrap().unwrap();
+        hesitates.write_all(&PREFACE[..23]).await.unwrap();
+        assert_eq!(taken.read(&mut [0; 64]).await.unwrap(), 23);
+        assert_eq!(taken.read(&mut [0; 8]).await.unwrap_err().kind(), io::ErrorKind::TimedOut, "all but a byte");
+
         let mut speaks = TcpStream::connect(addr).await.unwrap();
         let mut taken = incoming.next().await.unwrap().unwrap();
-        speaks.write_all(b"hello").await.unwrap();
-        assert_eq!(taken.read(&mut [0; 8]).await.unwrap(), 5);
+        speaks.write_all(PREFACE).await.unwrap();
+        assert_eq!(taken.read(&mut [0; 64]).await.unwrap(), PREFACE.len());
         tokio::time::sleep(Duration::from_millis(40)).await;
         speaks.write_all(b"again").await.unwrap();
         assert_eq!(taken.read(&mut [0; 8]).await.unwrap(), 5, "longer than the silent one was borne");

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio_rustls::TlsAcceptor;
 
 use crate::ingest::reason;
-use crate::watched::Watched;
+use crate::watched::{Look, Watched};
 
 /// What HTTP/2 is called in a handshake.
 const H2: &[u8] = b"h2";
@@ -115,23 +115,35 @@ impl Tls {
     }
 
     /// Reads the files again if one has changed; connections that are open go on, and what was offered before is offered
-    /// on where that fails. A certificate that was exchanged before its key fails until both are there.
-    pub(crate) fn look(&self) {
+    /// on where that fails. A certificate that was exchanged before its key fails until both are there. True if one is being
+    /// written, so that the next look should come soon.
+    pub(crate) fn look(&self) -> bool {
         // Every file is looked at, so that one that changed together with another is not read for it again.
-        let changed = self.watched.iter().filter(|file| file.changed()).count();
-        if changed == 0 {
-            return;
+        let looks: Vec<Look> = self.watched.iter().map(Watched::look).collect();
+        let changed =
+            || self.watched.iter().zip(&looks).filter(|(_, look)| **look == Look::Changed).map(|(file, _)| file);
+        if looks.contains(&Look::Settling) {
+            changed().for_each(Watched::wait);
+            return true;
+        }
+        if changed().next().is_none() {
+            return false;
         }
         match read(&self.files) {
             Ok(offered) => {
                 *self.offered.write().unwrap_or_else(PoisonError::into_inner) = offered;
+                self.watched.iter().for_each(Watched::used);
                 tracing::info!(cert = %self.files.cert.display(), "the certificate was read again");
             }
             Err(error) => {
-                self.watched.iter().for_each(Watched::try_again);
-                tracing::error!(error = %reason(&error), "the certificate cannot be read; the one before is offered on");
+                let why = reason(&error);
+                let new = self.watched.iter().filter(|file| file.try_again(&why)).count() > 0;
+                if new {
+                    tracing::error!(error = %why, "the certificate cannot be read; the one before is offered on");
+                }
             }
         }
+        false
     }
 }
 

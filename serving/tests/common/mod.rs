@@ -172,7 +172,8 @@ impl Place {
         Self { dir: tempfile::tempdir().unwrap(), clock, gate: Arc::default() }
     }
 
-    /// Ticks are off: what happens in the background is called by the tests.
+    /// Ticks are off: what happens in the background is called by the tests. So are kept answers: every question reaches a
+    /// version.
     pub fn config(&self) -> ServingConfig {
         ServingConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -182,6 +183,7 @@ impl Place {
             flush_every: Duration::from_secs(3600),
             reload_every: Duration::from_secs(3600),
             stale_after: Duration::from_secs(100 * 24 * 3600),
+            cache_mib: 0,
             ..ServingConfig::default()
         }
     }

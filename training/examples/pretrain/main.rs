@@ -61,6 +61,7 @@ fn main() {
             patience: 1_000_000,
             calibrate: false,
             refit: false,
+            blend: false,
             calendar: false,
             ..TrainParams::default()
         };

@@ -1,7 +1,8 @@
 //! What is fitted, by kind of model: before the cut, where it is judged, and once more on everything.
 
-use foreshard_model::{Lanes, Learned, ModelKind};
+use foreshard_model::{Blend, Lanes, Learned, ModelKind, Ridge, Weights};
 
+use super::blend::Losses;
 use super::member::{Done, MemberRun, Until, members_of};
 use super::sampling::Samples;
 use super::spec::{FitControl, FitProgress, MemberSpec, ProductSpec, TrainSpec};
@@ -28,12 +29,19 @@ pub(super) struct Judged {
 
 /// How to learn the same once more on everything.
 pub(super) enum Again {
-    /// Each network for the steps that had served best.
-    Networks(Vec<(MemberSpec, Until)>),
+    /// Each network for the steps that had served best, and the linear maps beside them if there are some.
+    Networks(Vec<(MemberSpec, Until)>, Option<Maps>),
     /// Linear maps held by this penalty.
     Ridge(f64),
     /// Each series once more.
     Prophet,
+}
+
+/// Linear maps with a share in what networks say.
+pub(super) struct Maps {
+    ridge: Ridge,
+    penalty: f64,
+    share: f32,
 }
 
 impl Learner<'_, '_> {
@@ -48,8 +56,9 @@ impl Learner<'_, '_> {
                 let listed = |of: &dyn Fn(&Done) -> String| done.iter().map(of).collect::<Vec<_>>().join(", ");
                 let (losses, steps) = (listed(&|d| format!("{:.4}", d.validation)), listed(&|d| d.steps.to_string()));
                 let how = format!("validation loss {losses}, steps {steps}");
-                let again = Again::Networks(again.collect());
-                Ok(Judged { learned: Learned::Lstm(done.into_iter().map(|d| d.weights).collect()), again, how })
+                let again = again.collect();
+                let networks = done.into_iter().map(|d| d.weights).collect();
+                self.blended(samples, networks, (again, how))
             }
             ModelKind::Ridge => {
                 self.look(0, 2, f64::NAN)?;
@@ -67,11 +76,49 @@ impl Learner<'_, '_> {
         }
     }
 
+    /// Networks with linear maps beside them, where that is better behind the cut. Maps that cannot be fitted get no share.
+    fn blended(
+        &mut self,
+        samples: &Samples<'_>,
+        networks: Vec<Weights>,
+        (again, how): (Vec<(MemberSpec, Until)>, String),
+    ) -> Result<Judged, TrainError> {
+        if (self.control.stop)() {
+            return Err(TrainError::Stopped { product: self.product.name.clone(), step: self.spec.params().steps });
+        }
+        let maps = match self.spec.params().blend {
+            true => ridge::before_cut(samples, self.lanes)
+                .inspect_err(|error| tracing::warn!(%error, product = %self.product.name, "no linear maps for a blend"))
+                .ok(),
+            false => None,
+        };
+        let alone = |networks, again, how| {
+            Ok(Judged { learned: Learned::Lstm(networks), again: Again::Networks(again, None), how })
+        };
+        let Some(maps) = maps else { return alone(networks, again, how) };
+        let network = |source| TrainError::Network { product: self.product.name.clone(), source };
+        let losses = Losses::of(samples, &networks, &maps.ridge, self.lanes).map_err(network)?;
+        let Some((share, loss)) = losses.best() else {
+            return alone(networks, again, format!("{how}; no share of linear maps would lower it"));
+        };
+        let together = losses.alone;
+        let how = format!("{how}; together {together:.4}, with a share of {share:.2} for linear maps {loss:.4}");
+        let ridge = maps.ridge;
+        let again = Again::Networks(again, Some(Maps { ridge: ridge.clone(), penalty: maps.penalty, share }));
+        Ok(Judged { learned: Learned::Blend(Blend { networks, ridge, share }), again, how })
+    }
+
     /// Learns the same once more, from everything.
     pub(super) fn whole(&mut self, samples: &Samples<'_>, again: &Again) -> Result<Learned, TrainError> {
         match again {
-            Again::Networks(all) => {
-                Ok(Learned::Lstm(self.networks(samples, all)?.into_iter().map(|done| done.weights).collect()))
+            Again::Networks(all, maps) => {
+                let networks = self.networks(samples, all)?.into_iter().map(|done| done.weights).collect();
+                let Some(Maps { ridge, penalty, share }) = maps else { return Ok(Learned::Lstm(networks)) };
+                // Where everything together has no solution, those of the part before the cut are as good as they were judged.
+                let whole = ridge::whole(samples, *penalty, self.lanes).inspect_err(
+                    |error| tracing::warn!(%error, product = %self.product.name, "linear maps stay as before"),
+                );
+                Ok(Learned::Blend(Blend { networks, ridge: whole.unwrap_or_else(|_| ridge.clone()), share: *share }))
             }
             Again::Ridge(penalty) => {
                 let ridge = ridge::whole(samples, *penalty, self.lanes).map_err(|e| self.linear(e))?;

@@ -49,8 +49,13 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Looks at every series once.
-    pub(crate) fn of(product: &ProductSpec, source: &dyn SeriesSource, lanes: &Lanes) -> Result<Self, TrainError> {
+    /// Looks at the part of every series once that may be learned from.
+    pub(crate) fn of(
+        product: &ProductSpec,
+        source: &dyn SeriesSource,
+        (validation_share, part): (f64, Part),
+        lanes: &Lanes,
+    ) -> Result<Self, TrainError> {
         type Looked = Result<Option<(Timestamp, Vec<Occurrence>)>, HistoryError>;
         let spec = &product.forecast;
         let clock = LocalTime::new(&spec.zone, spec.step).map_err(|source| TrainError::Network {
@@ -62,7 +67,11 @@ impl Known {
             let one = source.get(&product.name, *i)?.filter(|s| s.series.step == spec.step);
             Ok(one.map(|s| {
                 let end = s.series.time_of(s.usable.min(s.series.values.len()));
-                (end, EventSource { context: s.known(), season: spec.season_steps }.occurrences())
+                let context = s.known();
+                let n = context.values.len();
+                let until = if part == Part::Whole { n } else { n - held_back(n, spec.horizon, validation_share) };
+                let context = Context { values: context.values.get(..until).unwrap_or(context.values), ..context };
+                (end, EventSource { context, season: spec.season_steps }.occurrences())
             }))
         });
         let looked: Vec<_> = looked.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
@@ -244,6 +253,11 @@ impl<'a> Samples<'a> {
     }
 }
 
+/// How many of so many values judge and calibrate before the cut; fewer than all of them.
+fn held_back(n: usize, horizon: usize, validation_share: f64) -> usize {
+    ((n as f64 * validation_share) as usize).max(2 * horizon).min(n / 4)
+}
+
 /// Fewest values before an origin that is learned from.
 fn least_context(features: &Features) -> usize {
     let (fewest, most) = SEASONS_BEFORE;
@@ -275,7 +289,7 @@ impl Ready {
         let features = &known.features;
         let raw = known.prepared(series, usize::MAX);
         let (n, horizon) = (raw.len(), features.horizon);
-        let held_back = ((n as f64 * validation_share) as usize).max(2 * horizon).min(n / 4);
+        let held_back = held_back(n, horizon, validation_share);
         let cut = n - held_back;
         let least = least_context(features);
         // Long series leave out their first weeks, whose features would have to be extended backwards.

@@ -110,6 +110,8 @@ pub struct TrainParams {
     pub refit: bool,
     /// Whether networks see the time of the day and the week.
     pub calendar: bool,
+    /// Whether linear maps get a share in what networks say, where that is better behind the cut.
+    pub blend: bool,
     /// Worker threads; 0 means one for each core. No result depends on it.
     pub threads: usize,
     /// A version whose networks are the start, where names and sizes agree.
@@ -139,6 +141,7 @@ impl Default for TrainParams {
             calibrate: true,
             refit: true,
             calendar: true,
+            blend: true,
             threads: 0,
             warm_start: None,
         }

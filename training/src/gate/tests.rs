@@ -1,4 +1,5 @@
 use super::*;
+use std::time::Duration;
 
 fn scores(wql: f64, coverage: f64) -> Scores {
     let known = wql.is_finite() || wql.is_nan();
@@ -21,6 +22,7 @@ fn judge(challenger: &Scores, champion: Option<&Scores>, naive: &Scores) -> Gate
         naive,
         rivals: Vec::new(),
         classes: Vec::new(),
+        steadiness: [None; 2],
     };
     gate(&[contest], &[], &GateLimits::default())
 }
@@ -77,6 +79,7 @@ fn a_product_is_not_taken_away() {
         naive: &naive,
         rivals: Vec::new(),
         classes: Vec::new(),
+        steadiness: [None; 2],
     };
     let verdict = gate(&[contest], &["next_day".to_owned()], &GateLimits::default());
     assert!(!verdict.promoted && verdict.reasons[0].contains("next_day would no longer be offered"));
@@ -96,6 +99,7 @@ fn gains_elsewhere_pay_for_a_little_loss_but_not_for_a_large_one() {
             naive,
             rivals: Vec::new(),
             classes: Vec::new(),
+            steadiness: [None; 2],
         };
         gate(&[contest("cpu_util", &good), contest("io_ops", &poor)], &[], &GateLimits::default())
     };
@@ -120,6 +124,7 @@ fn a_metric_that_never_changes_does_not_decide() {
             naive: &naive,
             rivals: vec![("last_value", &naive)],
             classes: Vec::new(),
+            steadiness: [None; 2],
         },
         Contest {
             product: "p",
@@ -129,6 +134,7 @@ fn a_metric_that_never_changes_does_not_decide() {
             naive: &perfect,
             rivals: vec![("last_value", &perfect)],
             classes: Vec::new(),
+            steadiness: [None; 2],
         },
     ];
     assert!(gate(&contests, &[], &GateLimits::default()).promoted);
@@ -147,6 +153,7 @@ fn f3_the_best_rival_over_all_parts_has_to_be_beaten() {
             naive: &naive,
             rivals: vec![("last_value", &last[i]), ("ridge", &ridge[i])],
             classes: Vec::new(),
+            steadiness: [None; 2],
         };
         gate(&[contest("cpu_util", 0), contest("io_ops", 1)], &[], &GateLimits::default())
     };
@@ -167,6 +174,7 @@ fn f3_the_best_rival_over_all_parts_has_to_be_beaten() {
         naive: &naive,
         rivals: vec![("ridge", &other)],
         classes: Vec::new(),
+        steadiness: [None; 2],
     };
     assert!(says(&gate(&[contest], &[], &GateLimits::default()), "the same windows"));
 }
@@ -192,6 +200,7 @@ fn a_class_of_series_is_not_sacrificed() {
             naive: &naive,
             rivals: Vec::new(),
             classes: vec![ClassRatio { class: SeriesClass::Erratic, series, loss }],
+            steadiness: [None; 2],
         };
         let verdict = gate(&[contest], &[], &GateLimits::default());
         assert_eq!(verdict.promoted, promoted, "{series} {ratio}: {:?}", verdict.reasons);
@@ -208,5 +217,34 @@ fn coverage_may_not_go_far_from_that_of_the_champion() {
         assert_eq!(verdict.promoted, promoted, "{before} {now}: {:?}", verdict.reasons);
         let says = verdict.reasons[0].contains("at most 3 points further off are allowed");
         assert_eq!(says, !promoted, "{:?}", verdict.reasons);
+    }
+}
+
+#[test]
+fn who_is_unsteady_or_slow_does_not_serve() {
+    let (good, naive) = (scores(0.10, 0.8), scores(0.14, 0.8));
+    let judged = |own: (f64, u64), champion: Option<f64>| {
+        let of = |revision, ms| Steadiness { revision: Some(revision), latency: Duration::from_millis(ms) };
+        let contest = Contest {
+            product: "next_hours",
+            metric: "cpu_util",
+            challenger: &good,
+            champion: champion.map(|_| &good),
+            naive: &naive,
+            rivals: Vec::new(),
+            classes: Vec::new(),
+            steadiness: [Some(of(own.0, own.1)), champion.map(|revision| of(revision, 1))],
+        };
+        gate(&[contest], &[], &GateLimits::default())
+    };
+    assert!(judged((0.9, 249), None).promoted && judged((1.2, 5), Some(1.3)).promoted);
+    for (verdict, told) in [
+        (judged((1.1, 1), None), "means change by 1.10 of their error while half a window passes, limit 1.00"),
+        (judged((1.1, 1), Some(0.5)), "limit 1.00"),
+        (judged((1.4, 1), Some(1.3)), "limit 1.30"),
+        (judged((f64::NAN, 1), None), "means change by NaN"),
+        (judged((0.1, 251), None), "one forecast takes 251.0 ms, limit 250 ms"),
+    ] {
+        assert!(!verdict.promoted && verdict.reasons[0].contains(told), "{:?}", verdict.reasons);
     }
 }

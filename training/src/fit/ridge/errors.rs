@@ -12,6 +12,8 @@ use crate::statistics::sorted_quantile;
 
 /// An error counts as no more than this, in z: the size of errors must not follow single bursts.
 const MOST: f32 = 10.0;
+/// A spread whose mean square is less says nothing: loads that repeat themselves exactly have none.
+const LEAST_SQUARE: f64 = 1e-6;
 /// How strongly the part that each spread has in the size of errors is held.
 const PENALTY: f64 = 1e-3;
 
@@ -57,7 +59,11 @@ fn of_row(plain: &Ridge, row: &super::Row<'_>) -> Left {
 /// What part each spread has in the mean size of the errors. None is below 0, so that a size cannot be.
 fn sizes(left: &[Left]) -> Result<[f32; SPREADS], LinearError<f64>> {
     let mut parts = [0.0f32; SPREADS];
-    let mut taking: Vec<usize> = (0..SPREADS).collect();
+    let square = |i: &usize| {
+        let own = left.iter().filter_map(|one| one.spreads.get(*i));
+        own.map(|spread| f64::from(*spread).powi(2)).sum::<f64>() / left.len().max(1) as f64
+    };
+    let mut taking: Vec<usize> = (0..SPREADS).filter(|i| square(i) >= LEAST_SQUARE).collect();
     while !left.is_empty() && !taking.is_empty() {
         let found = regression(left, &taking)?;
         if found.iter().all(|part| *part >= 0.0) {
@@ -129,6 +135,13 @@ mod tests {
             assert!((f64::from(*q) - (4.0 * level - 2.0)).abs() < 0.1, "{level}: {quantiles:?}");
         }
         assert!(quantiles.is_sorted());
+        // A spread that is always next to nothing takes no part, whatever the errors are.
+        let mut repeating = left;
+        repeating.iter_mut().for_each(|one| one.spreads = [1e-9; SPREADS]);
+        assert_eq!(sizes(&repeating).unwrap(), [0.0; SPREADS]);
+        repeating.iter_mut().for_each(|one| one.spreads[1] = 1.0);
+        let parts = sizes(&repeating).unwrap();
+        assert!(parts[0] == 0.0 && (0.1..1.0).contains(&parts[1]), "{parts:?}");
         assert_eq!(sizes(&[]).unwrap(), [0.0; SPREADS]);
         assert_eq!(shares(&[], &[0.0; SPREADS]), [0.0; TENSOR_LEVELS.len()]);
     }
