@@ -7,8 +7,8 @@ use foreshard_datasets::{History, ReadFilter, read_history};
 use foreshard_domain::{Metric, Product, Resource, ShardId, Step};
 use foreshard_policy::PolicySettings;
 use foreshard_policy::simulate::{
-    Bars, Cell, RidgeModel, RidgePaths, RidgeSpec, ScenarioSource, Seen, SimLoads, SimPolicy, SimReport, SimSpec,
-    SourceError, TuneGrid, Tuned, bars, base_settings, simulate, tune_predictive, tune_reactive,
+    Bars, COUNTABLE, Cell, RidgeModel, RidgePaths, RidgeSpec, ScenarioSource, Seen, SimLoads, SimPolicy, SimReport,
+    SimSpec, SourceError, TuneGrid, Tuned, bars, base_settings, simulate, tune_predictive, tune_reactive,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,11 +23,11 @@ use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
 /// Limits that are tried for `predictive`: fewer than for `reactive`, since each try forecasts the whole stretch.
-const PREDICTIVE_TRIGGERS: [f64; 3] = [0.85, 0.95, 1.0];
+const PREDICTIVE_TRIGGERS: [f64; 2] = [0.95, 1.0];
 
 /// Least gains that are tried for it. They are no multiples of `reactive`'s: late minutes count less to one that looks ahead,
 /// so its gains are smaller.
-const PREDICTIVE_GAINS: [f64; 3] = [0.5, 2.0, 8.0];
+const PREDICTIVE_GAINS: [f64; 3] = [0.25, 1.0, 4.0];
 
 #[derive(Serialize)]
 struct Simulated {
@@ -68,14 +68,14 @@ impl Chosen {
 #[derive(Clone)]
 enum Fitted {
     Network(Rc<Learned>),
-    Ridge(Arc<RidgeModel>),
+    Ridge(RidgePaths),
 }
 
 impl Fitted {
     fn source(&self) -> Box<dyn ScenarioSource> {
         match self {
             Fitted::Network(learned) => Box::new(Foresight::of(learned)),
-            Fitted::Ridge(model) => Box::new(RidgePaths::new(model)),
+            Fitted::Ridge(paths) => Box::new(paths.clone()),
         }
     }
 }
@@ -100,7 +100,7 @@ impl Run<'_> {
             let made = match self.args.forecaster {
                 SimForecaster::Ridge => {
                     let seen = Seen::new(cell.loads(), before(cell));
-                    Fitted::Ridge(Arc::new(RidgeModel::fit(&seen, RidgeSpec::default())?))
+                    Fitted::Ridge(RidgePaths::new(&Arc::new(RidgeModel::fit(&seen, RidgeSpec::default())?)))
                 }
                 SimForecaster::Network => {
                     let steps = self.args.steps.unwrap_or(self.settings.train.steps);
@@ -113,7 +113,7 @@ impl Run<'_> {
         Ok(fitted)
     }
 
-    fn tune_predictive(&mut self, reactive: &Tuned) -> Result<Tuned, Failure> {
+    fn tune_predictive(&mut self, cells: &[Cell], reactive: &Tuned) -> Result<Tuned, Failure> {
         let early = self.fit(|cell| cell.tuning().start)?;
         self.progress.set("choosing settings of predictive", 0.0, "");
         let grid = TuneGrid { triggers: PREDICTIVE_TRIGGERS.to_vec(), min_gains: PREDICTIVE_GAINS.to_vec() };
@@ -121,7 +121,7 @@ impl Run<'_> {
             let fitted = early.get(&cell.spec().seed).ok_or("no forecaster of this seed")?;
             Ok(fitted.source())
         };
-        Ok(tune_predictive(&self.cells, reactive, &grid, &mut source)?)
+        Ok(tune_predictive(cells, reactive, &grid, &mut source)?)
     }
 }
 
@@ -132,11 +132,12 @@ pub fn run(args: &SimulateArgs, settings: &Settings, format: Format) -> Result<V
     let cells = cells(args, &loads, sizes.as_deref())?;
     let mut run = Run { args, settings, cells, progress: Progress::new() };
     run.progress.set("choosing settings of reactive", 0.0, "");
-    let reactive = tune_reactive(&run.cells, &base_settings(), &TuneGrid::default())?;
+    let tuning = tuning_cells(&run.cells);
+    let reactive = tune_reactive(&tuning, &base_settings(), &TuneGrid::default())?;
     let mut chosen = vec![Chosen::of("reactive", &reactive)];
     let mut predictive = None;
     if args.policies.contains(&PolicyKind::Predictive) {
-        let tuned = run.tune_predictive(&reactive)?;
+        let tuned = run.tune_predictive(&tuning, &reactive)?;
         chosen.push(Chosen::of("predictive", &tuned));
         predictive = Some((tuned.settings, run.fit(Cell::half)?));
     }
@@ -159,6 +160,13 @@ pub fn run(args: &SimulateArgs, settings: &Settings, format: Format) -> Result<V
     let done = Simulated { history: name, shards, capacity_per_node, settings: chosen, policies, bars: judged };
     output::print(format, &done, text)?;
     Ok(Verdict::Done)
+}
+
+/// The cells on which settings are chosen: those that can count, or all where none can.
+fn tuning_cells(cells: &[Cell]) -> Vec<Cell> {
+    let countable = |cell: &&Cell| COUNTABLE.contains(&cell.spec().capacity_multiplier);
+    let some: Vec<Cell> = cells.iter().filter(countable).cloned().collect();
+    if some.is_empty() { cells.to_vec() } else { some }
 }
 
 /// Every number of nodes with every multiplier and seed.
@@ -285,8 +293,15 @@ fn text(done: &Simulated) -> String {
 /// Which cells count, and the policies over these.
 fn bars_text(judged: &Bars) -> String {
     let counted = judged.cells.iter().filter(|c| c.counted).count();
-    let mut text =
-        format!("\n{counted} of {} cells count (reactive over 60 min, best known at most half)\n", judged.cells.len());
+    let countable = judged.cells.iter().filter(|c| COUNTABLE.contains(&c.capacity_multiplier)).count();
+    let mut text = format!(
+        "\n{counted} of {countable} cells count (multiplier {} to {}, reactive over 60 min, best known at most half)\n",
+        COUNTABLE.start(),
+        COUNTABLE.end()
+    );
+    if counted * 2 < countable {
+        text.push_str("fewer than half: these cells say nothing of what looking ahead brings\n");
+    }
     if judged.policies.is_empty() {
         return text;
     }
