@@ -35,9 +35,9 @@ struct Writer {
 
 impl Writer {
     fn row(&self, i: usize) -> Observation {
-        // Half an hour apart: a day has passed after 48 rows.
+        // Half an hour apart: a day has passed after 48 rows. From 2001 on, so that no writer comes to the present.
         let mut row =
-            Observation::empty(self.shard.clone(), Timestamp::from_ms(1_700_000_000_000 + i as i64 * 1_800_000));
+            Observation::empty(self.shard.clone(), Timestamp::from_ms(1_000_000_000_000 + i as i64 * 1_800_000));
         row.cpu_util = Some((i % 1000) as f64);
         row
     }
@@ -50,6 +50,8 @@ impl Writer {
             assert_eq!((answer.accepted, answer.refused_total), (ROWS as u64, 0));
             self.acknowledged.extend(rows.into_iter().map(|row| ((row.shard, row.ts), row.cpu_util.unwrap())));
             self.next += ROWS;
+            // However fast the machine is, the history stays small.
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 }
