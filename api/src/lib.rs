@@ -24,7 +24,7 @@ pub mod v1 {
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 pub mod inference {
     tonic::include_proto!("inference");
-    pub use grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
+    pub use grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer, SERVICE_NAME};
     pub use model_infer_request::InferInputTensor;
     pub use model_infer_request::InferRequestedOutputTensor;
     pub use model_infer_response::InferOutputTensor;

@@ -8,6 +8,8 @@ use foreshard_datasets::{ReadFilter, read_history};
 use foreshard_domain::{Observation, ShardId, Timestamp};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::Server;
 use tokio::runtime::Runtime;
@@ -43,13 +45,14 @@ impl Writer {
     }
 
     /// Writes until the server is gone.
-    async fn write(&mut self, client: &ForecastClient) {
+    async fn write(&mut self, client: &ForecastClient, answered: &AtomicUsize) {
         loop {
             let rows: Vec<Observation> = (self.next..self.next + ROWS).map(|i| self.row(i)).collect();
             let Ok(answer) = client.ingest(rows.clone()).await else { return };
             assert_eq!((answer.accepted, answer.refused_total), (ROWS as u64, 0));
             self.acknowledged.extend(rows.into_iter().map(|row| ((row.shard, row.ts), row.cpu_util.unwrap())));
             self.next += ROWS;
+            answered.fetch_add(1, Ordering::Relaxed);
             // However fast the machine is, the history stays small.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -72,17 +75,23 @@ fn nothing_that_was_acknowledged_is_lost_to_a_kill() {
         let server = Server::start(folder.path(), &SETTINGS);
         let client = runtime.block_on(ForecastClient::connect(&server.address)).unwrap();
         let before: usize = writers.iter().map(|writer| writer.next).sum();
+        let answered = Arc::new(AtomicUsize::new(0));
         let writing: Vec<_> = writers
             .drain(..)
             .map(|mut writer| {
-                let client = client.clone();
+                let (client, answered) = (client.clone(), Arc::clone(&answered));
                 runtime.spawn(async move {
-                    writer.write(&client).await;
+                    writer.write(&client, &answered).await;
                     writer
                 })
             })
             .collect();
-        // Another moment of a flush each time.
+        // Somebody has been answered, however slow the disk is; then another moment of a flush each time.
+        runtime.block_on(async {
+            while answered.load(Ordering::Relaxed) == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await
+            }
+        });
         std::thread::sleep(Duration::from_millis(120 + 37 * kill as u64));
         drop(server);
         writers.extend(writing.into_iter().map(|writer| runtime.block_on(writer).unwrap()));

@@ -185,7 +185,6 @@ impl PolicySettings {
             want(value.is_finite() && value > 0.0, name, value, "a positive number");
         }
         for (name, value) in [
-            ("minute_weight", self.minute_weight),
             ("balance_band", self.balance_band),
             ("balance_weight", self.balance_weight),
             ("min_gain", self.min_gain),
@@ -196,6 +195,9 @@ impl PolicySettings {
         ] {
             want(value.is_finite() && value >= 0.0, name, value, "a number that is not negative");
         }
+        // Beyond it the excess would be lost in the rounding of the sums that both go into.
+        let weight = self.minute_weight;
+        want((0.0..=100.0).contains(&weight), "minute_weight", weight, "a number from 0 to 100");
         want((0.0..1.0).contains(&self.confidence), "confidence", self.confidence, "at least 0 and below 1");
         let q = self.capacity_quantile;
         want(q > 0.0 && q <= 1.0, "capacity_quantile", q, "above 0 and at most 1");

@@ -28,6 +28,12 @@ use progress::Progress;
 /// Steps of one part: its rows are in memory at once.
 const STEPS_AT_ONCE: i64 = 240;
 
+/// Rows of one record of the log.
+const ROWS_AT_ONCE: usize = 20_000;
+
+/// Rows of a part beyond which the next ones have fewer steps.
+const MOST_ROWS: usize = 200_000;
+
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
@@ -149,11 +155,9 @@ impl Puller {
         let mut pause = self.config.every;
         loop {
             let puller = self.clone();
-            let pulled = tokio::select! {
-                pulled = tokio::task::spawn_blocking(move || puller.pull()) => pulled,
-                // What it has stored by then is on disk; the rest is pulled at the next start.
-                () = self.stop.cancelled() => return,
-            };
+            // It ends by itself when the server stops, and what it has stored by then is on disk; the rest is pulled at the
+            // next start.
+            let pulled = tokio::task::spawn_blocking(move || puller.pull()).await;
             let mut next = self.config.every;
             let wait = match pulled {
                 Ok(Ok(())) => {
@@ -198,16 +202,23 @@ impl Puller {
             start = earliest;
         }
         let mut start = start.max(earliest);
+        let (mut steps, mut any_told) = (STEPS_AT_ONCE, false);
         while start < end && !self.stop.is_cancelled() {
-            let part_end = start.plus_steps(STEPS_AT_ONCE, step).min(end);
+            let part_end = start.plus_steps(steps, step).min(end);
             let mut rows = PulledRows::default();
             let mut told = Vec::new();
             for i in open.clone() {
                 let from = progress.until(i).unwrap_or(earliest).max(start);
                 let Some(mapping) = self.config.series.get(i).filter(|_| from < part_end) else { continue };
+                if self.stop.is_cancelled() {
+                    break;
+                }
                 match source.range(&mapping.query, (from, part_end, step), &mut |series| rows.add(mapping, &series)) {
                     Ok(()) => told.push(i),
-                    Err(error) if error.is_transient() => return Err(error.into()),
+                    // Nobody answers, or to nothing: the others would only wait as long.
+                    Err(error) if error.is_transient() && !any_told && told.is_empty() && !failures.is_empty() => {
+                        return Err(error.into());
+                    }
                     Err(error) => {
                         // The others go on; this one is tried again from here at the next pull.
                         failures.push(reason(&error));
@@ -215,7 +226,11 @@ impl Puller {
                     }
                 }
             }
-            self.store(rows)?;
+            any_told |= !told.is_empty();
+            // Of very many series fewer steps are in memory at once.
+            if self.store(rows)? > MOST_ROWS {
+                steps = (steps / 2).max(1);
+            }
             told.iter().for_each(|i| progress.reached(*i, part_end));
             progress.write(&self.file).map_err(|source| PullError::Progress { path: self.file.clone(), source })?;
             start = part_end;
@@ -239,7 +254,8 @@ impl Puller {
         Ok(PrometheusSource::new(&settings)?)
     }
 
-    fn store(&self, pulled: PulledRows) -> Result<(), PullError> {
+    /// Stores what was pulled; returns how many rows that were.
+    fn store(&self, pulled: PulledRows) -> Result<usize, PullError> {
         let (mut counts, mut example) = (pulled.counts(), pulled.example().map(str::to_owned));
         let arrival = Arrival { now: self.parts.clock.model(), ahead_at_most_ms: self.parts.ahead_at_most_ms };
         let mut rows: Vec<Observation> = Vec::new();
@@ -252,18 +268,26 @@ impl Puller {
                 }
             }
         }
-        let taken = self.parts.ingestor.take_parts(rows)?;
-        self.parts.metrics.ingested(taken.accepted, taken.duplicates, 0);
-        self.parts.metrics.pulls.values(counts);
-        self.parts.arrived.send_replace(());
-        if taken.flush_now {
-            self.parts.flush_now.notify_one();
+        let count = rows.len();
+        let mut rows = rows.into_iter();
+        loop {
+            let some: Vec<Observation> = rows.by_ref().take(ROWS_AT_ONCE).collect();
+            if some.is_empty() {
+                break;
+            }
+            let taken = self.parts.ingestor.take_parts(some)?;
+            self.parts.metrics.ingested(taken.accepted, taken.duplicates, 0);
+            self.parts.arrived.send_replace(());
+            if taken.flush_now {
+                self.parts.flush_now.notify_one();
+            }
         }
+        self.parts.metrics.pulls.values(counts);
         if let Some(example) = example {
             let (refused, doubled) = (counts.refused, counts.doubled);
             tracing::warn!(refused, doubled, example, "values of Prometheus were left out");
         }
-        Ok(())
+        Ok(count)
     }
 }
 

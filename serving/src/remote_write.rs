@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use crate::IngestError;
 use crate::ingest::{Arrival, reason};
 use crate::service::ForecastApi;
-use gather::{Gathered, gather};
+use gather::{Gathered, MOST_ROWS, end, gather};
 use owners::Owners;
 use refusal::Refusal;
 
@@ -164,6 +164,9 @@ fn store(parts: &ForecastApi, mappings: &[ReceivedSeries], owners: &Mutex<Owners
     let bytes = message::unpacked(body, MOST_BYTES)?;
     let arrival = Arrival { now: parts.clock.model(), ahead_at_most_ms: parts.ahead_at_most_ms };
     let mut gathered = Gathered::default();
+    message::for_each_series(&bytes, &mut |series| {
+        end(&series, mappings, &mut owners.lock().unwrap_or_else(PoisonError::into_inner));
+    })?;
     let whole = message::for_each_series(&bytes, &mut |series| {
         let mut owners = owners.lock().unwrap_or_else(PoisonError::into_inner);
         gather(&series, (mappings, &mut owners), arrival, &mut gathered);
@@ -171,7 +174,10 @@ fn store(parts: &ForecastApi, mappings: &[ReceivedSeries], owners: &Mutex<Owners
     // Half a message is no message: the sender drops it whole, and nothing of it stays behind.
     whole?;
     drop(bytes);
-    let Gathered { rows, samples, refused, example } = gathered;
+    let Gathered { rows, samples, refused, example, too_many } = gathered;
+    if too_many {
+        return Err(Refusal::TooManyRows { most: MOST_ROWS });
+    }
     store_rows(parts, rows.into_values())?;
     parts.metrics.ingested(0, 0, refused);
     parts.metrics.remote_write.samples(&samples);

@@ -36,6 +36,9 @@ use timeout::timeout;
 /// Refused rows that are named in an answer; more are only counted.
 const MOST_REFUSALS: usize = 1000;
 
+/// Names of shards that were never observed and are answered in one piece.
+const MOST_UNKNOWN: usize = 10_000;
+
 /// Chunks of scenarios that wait for a slow reader; with 1 MiB each, a stalled stream holds little.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -68,6 +71,21 @@ impl ForecastApi {
     fn select(&self, shards: &[ShardId], wanted: &Wanted) -> Result<Vec<SeriesKey>, Status> {
         let store = self.contexts.read().unwrap_or_else(PoisonError::into_inner);
         store.select(shards, wanted).map_err(status::nothing)
+    }
+
+    /// The same for what is answered in one piece: what is made up for names that nobody knows must not fill the memory.
+    fn select_at_once(&self, shards: &[ShardId], wanted: &Wanted) -> Result<Vec<SeriesKey>, Status> {
+        let keys = self.select(shards, wanted)?;
+        let unknown = self.contexts.read().unwrap_or_else(PoisonError::into_inner).unknown(shards);
+        if unknown > MOST_UNKNOWN {
+            let why =
+                format!("{unknown} of the named shards were never observed, and at most {MOST_UNKNOWN} such names");
+            return Err(status::invalid(
+                "shard_ids",
+                format!("{why} are answered at once; ForecastStream takes any number"),
+            ));
+        }
+        Ok(keys)
     }
 
     /// Has the forecasts of `keys` made and turned into an answer; refuses at once if the queue is full.
@@ -137,7 +155,7 @@ impl ForecastService for ForecastApi {
     async fn forecast(&self, request: Request<v1::ForecastRequest>) -> Result<Response<v1::ForecastResponse>, Status> {
         let expires = self.expires(&request);
         let asked = Asked::from_wire(request.into_inner())?;
-        let keys = self.select(&asked.shards, &asked.wanted)?;
+        let keys = self.select_at_once(&asked.shards, &asked.wanted)?;
         asked.check_fits(keys.len())?;
         let (product, make) = (asked.product, asked.levels.maker());
         let made = self.compute(product, keys, expires, make).await?;
@@ -172,7 +190,7 @@ impl ForecastService for ForecastApi {
             return Err(status::invalid("window_steps", format!("{window} steps; {} has {horizon}", query.product)));
         }
         let limited = Resource::ALL.into_iter().filter(|resource| query.limits[*resource].is_some());
-        let keys = self.select(&query.shards, &Wanted::loads(limited))?;
+        let keys = self.select_at_once(&query.shards, &Wanted::loads(limited))?;
         let make = move |bench: &Bench, product: Product, forecasts: Vec<SeriesForecast>| {
             risks(bench, product, &forecasts, &query.limits, window)
         };
@@ -199,7 +217,7 @@ impl ForecastService for ForecastApi {
     ) -> Result<Response<Self::ScenariosStream>, Status> {
         let expires = self.expires(&request);
         let query = ScenarioQuery::try_from(request.into_inner()).map_err(|error| status::wire(&error))?;
-        let keys = self.select(&query.shards, &Wanted::loads(Resource::ALL))?;
+        let keys = self.select_at_once(&query.shards, &Wanted::loads(Resource::ALL))?;
         let share = self.scenario_budget.take(SetSize::new(&keys, query.product.horizon(), query.scenarios))?;
         // The share goes where the set goes, and with it wherever both are dropped: in the queue, or on the way here.
         let make = move |bench: &Bench, product: Product, forecasts: Vec<SeriesForecast>| {

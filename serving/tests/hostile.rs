@@ -7,6 +7,7 @@ use common::*;
 use foreshard_api::v1::forecast_service_client::ForecastServiceClient;
 use foreshard_api::v1::{self, ForecastRequest, Limits, Observation, Product, RiskRequest, ScenariosRequest};
 use foreshard_serving::RunningServer;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tonic::Code;
@@ -31,6 +32,12 @@ async fn still_answers(server: &RunningServer) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_idle_connections_keep_nobody_out() {
+    // Both ends of each are in this process, and many a shell allows a process a thousand files.
+    let limit = getrlimit(Resource::Nofile);
+    let room = limit.maximum.unwrap_or(8192).min(8192);
+    if limit.current.is_some_and(|now| now < room) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(room), maximum: limit.maximum }).unwrap();
+    }
     let (_place, server, _) = started().await;
     let mut idle = Vec::new();
     for i in 0..1000 {

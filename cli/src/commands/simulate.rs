@@ -1,7 +1,8 @@
 //! `foreshard simulate`: replays a history under policies and counts overload minutes.
 //!
 //! The first half of the history is for training and tuning, the second is replayed. Settings are chosen on the last third
-//! of the first half, for `predictive` with a model that was trained before it, once for all cells and seeds together.
+//! of the first half, for `predictive` with a model that was trained before it, once for all seeds and all cells that
+//! can count together.
 
 use foreshard_datasets::{History, ReadFilter, read_history};
 use foreshard_domain::{Metric, Product, Resource, ShardId, Step};
@@ -22,12 +23,12 @@ use crate::commands::progress::Progress;
 use crate::output::{self, Failure, Format, Verdict};
 use crate::settings::Settings;
 
-/// Limits that are tried for `predictive`: fewer than for `reactive`, since each try forecasts the whole stretch.
-const PREDICTIVE_TRIGGERS: [f64; 2] = [0.95, 1.0];
+/// Limits that are tried for `predictive`.
+const PREDICTIVE_TRIGGERS: [f64; 4] = [0.85, 0.9, 0.95, 1.0];
 
 /// Least gains that are tried for it. They are no multiples of `reactive`'s: late minutes count less to one that looks ahead,
 /// so its gains are smaller.
-const PREDICTIVE_GAINS: [f64; 3] = [0.25, 1.0, 4.0];
+const PREDICTIVE_GAINS: [f64; 7] = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0];
 
 #[derive(Serialize)]
 struct Simulated {
@@ -49,6 +50,8 @@ struct Chosen {
     min_gain: f64,
     tuning_minutes: f64,
     tuning_moves: usize,
+    /// Cells and seeds over which these are summed.
+    tuning_cells: usize,
 }
 
 impl Chosen {
@@ -60,6 +63,7 @@ impl Chosen {
             min_gain: tuned.chosen.min_gain,
             tuning_minutes: minutes,
             tuning_moves: moves,
+            tuning_cells: tuned.chosen.cells,
         }
     }
 }
@@ -299,8 +303,10 @@ fn bars_text(judged: &Bars) -> String {
         COUNTABLE.start(),
         COUNTABLE.end()
     );
-    if counted * 2 < countable {
-        text.push_str("fewer than half: these cells say nothing of what looking ahead brings\n");
+    if !judged.informative {
+        text.push_str(
+            "too few (four and half of them are needed): these cells say nothing of what looking ahead brings\n",
+        );
     }
     if judged.policies.is_empty() {
         return text;

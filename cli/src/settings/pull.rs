@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::layers::variable;
 use crate::output::Failure;
 
 /// Holds a token for those who have no file for it.
@@ -67,7 +68,7 @@ impl PullSettings {
             url: self.url.clone(),
             ca: given(&self.ca),
             token_file: given(&self.token_file),
-            token: std::env::var(TOKEN).ok().filter(|token| !token.is_empty()).map(Secret::new),
+            token: token_of_environment()?.map(Secret::new),
             every: self.every,
             step: self.step()?,
             delay: self.delay,
@@ -101,11 +102,16 @@ impl PullSettings {
         let token = given(&self.token_file).map(read).transpose()?;
         let token = match token {
             Some(bytes) => Some(String::from_utf8_lossy(&bytes).trim().to_owned()),
-            None => std::env::var(TOKEN).ok().filter(|token| !token.is_empty()),
+            None => token_of_environment()?,
         };
         let settings = SourceSettings { url: url.to_owned(), ca, token, timeout: self.timeout, tries: TRIES };
         Ok(PrometheusSource::new(&settings)?)
     }
+}
+
+/// The token in the environment, if there is one.
+fn token_of_environment() -> Result<Option<String>, Failure> {
+    Ok(variable(TOKEN)?.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()))
 }
 
 fn given(path: &Path) -> Option<PathBuf> {

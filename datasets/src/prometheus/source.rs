@@ -160,10 +160,14 @@ impl PrometheusSource {
         let is_encrypted = url.starts_with("https://");
         let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
         let parsed = url.parse::<ureq::http::Uri>().ok();
-        let has_host =
-            parsed.is_some_and(|uri| uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none());
+        // Names and passwords in an address would stand in every message about it; a token is for that.
+        let has_host = parsed.as_ref().is_some_and(|uri| {
+            let named = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+            uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none() && !named
+        });
         if rest.is_none_or(str::is_empty) || !has_host {
-            return Err(SourceError::Url { url });
+            let shown = url.rsplit_once('@').map_or(url.clone(), |(_, host)| format!("...@{host}"));
+            return Err(SourceError::Url { url: shown });
         }
         let roots = match &settings.ca {
             Some(pem) => authorities(pem)?,

@@ -71,6 +71,10 @@ fn text(figures: &Figures<'_, '_, '_>, reason: &Reason, resource: Resource) -> S
             let peak = percent(peak_of_mean(model, t.source, load, resource));
             format!("{resource} of {source} is at {now} and predicted to reach {peak}")
         }
+        RuleName::CostBenefit if before == 0.0 => format!(
+            "the move avoids {gain:.1} overload minutes and costs {cost:.1}; {resource} of {source} comes within 2 % of its \
+             capacity"
+        ),
         RuleName::CostBenefit => format!(
             "the move avoids {gain:.1} overload minutes and costs {cost:.1}; {resource} of {source} goes over {limit} with \
              probability {before:.2}{first}"

@@ -89,8 +89,11 @@ pub(crate) fn asks_without_balance(
     if overloaded && (rules.threshold || rules.cost_benefit) {
         let risk = model.risk(node, load, settings.limit);
         let worst = model.resources.iter().copied().max_by(|a, b| {
-            let (a, b) = (risk[*a], risk[*b]);
-            a.probability.total_cmp(&b.probability).then(a.expected_excess.total_cmp(&b.expected_excess))
+            let (a, b) = (*a, *b);
+            // Nodes are felt to be full a little before they are over: then the fullest resource is it.
+            let peak = |r: Resource| peak_of_mean(model, node, load, r);
+            let excess = risk[a].expected_excess.total_cmp(&risk[b].expected_excess);
+            risk[a].probability.total_cmp(&risk[b].probability).then(excess).then(peak(a).total_cmp(&peak(b)))
         });
         ask.threshold = worst.filter(|r| rules.threshold && risk[*r].probability > settings.confidence);
         ask.cost_benefit = worst.filter(|_| rules.cost_benefit);

@@ -9,6 +9,9 @@ const LEAST_MINUTES: f64 = 60.0;
 /// Highest share of `reactive`'s minutes that the best known may have for a cell to count.
 const MOST_KNOWN: f64 = 0.5;
 
+/// Fewest cells that have to count.
+const LEAST_CELLS: usize = 4;
+
 /// Multipliers of capacity that count; tighter and wider cells are shown beside them.
 pub const COUNTABLE: std::ops::RangeInclusive<f64> = 1.1..=1.3;
 
@@ -51,6 +54,8 @@ pub struct PolicyBars {
 pub struct Bars {
     /// The cells, as they were run.
     pub cells: Vec<CellBars>,
+    /// Whether enough of them count to say what looking ahead brings: four, and half of those that could.
+    pub informative: bool,
     /// The policies over the counted cells; empty if none counts.
     pub policies: Vec<PolicyBars>,
 }
@@ -136,5 +141,51 @@ pub fn bars(reports: &[SimReport]) -> Option<Bars> {
             regret_minutes: known.map(|known| (own.minutes - known) / own.seeds),
         })
     };
-    Some(Bars { policies: names.iter().filter_map(policy).collect(), cells: judged })
+    let countable = judged.iter().filter(|c| COUNTABLE.contains(&c.capacity_multiplier)).count();
+    let informative = counted.len() >= LEAST_CELLS && counted.len() * 2 >= countable;
+    Some(Bars { policies: names.iter().filter_map(policy).collect(), informative, cells: judged })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(policy: &str, nodes: usize, capacity_multiplier: f64, overload_minutes: f64, moves: usize) -> SimReport {
+        SimReport {
+            policy: policy.to_owned(),
+            nodes,
+            capacity_multiplier,
+            overload_minutes,
+            overload_area: overload_minutes / 10.0,
+            moves,
+            ..SimReport::default()
+        }
+    }
+
+    /// Reacting leaves `reactive` minutes, knowing the future a tenth, looking ahead a fifth.
+    fn cell(nodes: usize, multiplier: f64, reactive: f64) -> [SimReport; 3] {
+        [
+            report("reactive", nodes, multiplier, reactive, 10),
+            report("oracle", nodes, multiplier, reactive / 10.0, 2),
+            report("predictive", nodes, multiplier, reactive / 5.0, 4),
+        ]
+    }
+
+    #[test]
+    fn cells_count_by_their_multiplier_and_by_what_can_be_saved() {
+        let all = [(1.05, 900.0), (1.1, 200.0), (1.15, 100.0), (1.2, 80.0), (1.3, 61.0), (1.5, 500.0)];
+        let mut reports: Vec<SimReport> = all.iter().flat_map(|(m, minutes)| cell(6, *m, *minutes)).collect();
+        reports.extend(cell(12, 1.1, 60.0));
+        let judged = bars(&reports).unwrap();
+        let counted: Vec<f64> = judged.cells.iter().filter(|c| c.counted).map(|c| c.capacity_multiplier).collect();
+        assert_eq!((counted, judged.informative), (vec![1.1, 1.15, 1.2, 1.3], true));
+        let own = judged.policies.iter().find(|p| p.policy == "predictive").unwrap();
+        assert!((own.minutes - 0.2).abs() < 1e-9 && (own.area - 0.2).abs() < 1e-9);
+        assert_eq!((own.moves, own.gap_closed.map(|gap| (gap * 9.0).round())), ((16, 40), Some(8.0)));
+        assert!((own.regret_minutes.unwrap() - 441.0 * 0.1 / 4.0).abs() < 1e-9);
+        let few = bars(&[cell(6, 1.1, 200.0), cell(6, 1.3, 200.0)].concat()).unwrap();
+        assert!(!few.informative && few.policies.len() == 3);
+        let wide = bars(&cell(6, 1.5, 900.0)).unwrap();
+        assert!(!wide.informative && wide.policies.iter().all(|p| p.minutes.is_nan()));
+    }
 }

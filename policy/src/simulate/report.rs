@@ -48,7 +48,7 @@ pub struct LeadTime {
 }
 
 /// What happened in the replayed steps.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SimReport {
     /// Name of the policy.
     pub policy: String,

@@ -217,7 +217,7 @@ impl RidgePaths {
             return Rc::clone(point);
         }
         let point: Rc<[f32]> = self.model.point(&self.sums, at).into();
-        if (said.points.len() + 1) * point.len() <= REMEMBERED {
+        if (said.points.len() + said.errors.len() + 1) * point.len() <= REMEMBERED {
             said.points.insert(at, Rc::clone(&point));
         }
         point
@@ -253,7 +253,10 @@ impl RidgePaths {
             self.sums.mean(i / horizon, begin, begin + coarse) as f32
         };
         let errors: Rc<[f32]> = self.point(at).iter().enumerate().map(|(i, point)| came(i) - point).collect();
-        self.said.borrow_mut().errors.insert(at, Rc::clone(&errors));
+        let mut said = self.said.borrow_mut();
+        if (said.points.len() + said.errors.len() + 1) * errors.len() <= REMEMBERED {
+            said.errors.insert(at, Rc::clone(&errors));
+        }
         errors
     }
 }

@@ -60,19 +60,6 @@ impl ShardContext {
         self.changed = number;
     }
 
-    /// The values of the row of a time, `NaN` where it has none; `None` if there is no such row, or it is not remembered. An
-    /// older row that was the only one of its bin is known as that.
-    pub(crate) fn row(&self, ts: i64) -> Option<Values> {
-        let place = self.raw.partition_point(|(other, _)| *other < ts);
-        let exact = self.raw.get(place).filter(|(other, _)| *other == ts).map(|(_, values)| *values);
-        exact.or_else(|| {
-            let older = self.newest.is_some_and(|newest| ts < self.remembered(newest));
-            let alone = self.native.is_some_and(|native| native >= BIN.as_ms());
-            let values = self.rings.each_ref().map(|ring| ring.get(bin_of(ts)).map_or(f64::NAN, |(v, _)| f64::from(v)));
-            (older && alone && values.iter().any(|v| v.is_finite())).then_some(values)
-        })
-    }
-
     /// The usual interval between rows: the median of the newest gaps, so that one stray row does not change it and the
     /// order in which rows came does not matter.
     pub(crate) fn native_ms(&self) -> Option<i64> {
@@ -200,19 +187,6 @@ mod tests {
         row.cpu_util = cpu;
         row.txn_rate = Some(1.0);
         row
-    }
-
-    #[test]
-    fn rows_no_finer_than_bins_are_found_again_however_old() {
-        let mut shard = ShardContext::default();
-        for i in 0..100 {
-            shard.apply(&row(i * 5 * M, (i != 7).then_some(i as f64 + 0.25)), 1000);
-        }
-        assert!(shard.raw.len() < 40);
-        let found = |i: i64| shard.row(i * 5 * M).map(|values| (values[0], values[4]));
-        assert_eq!((found(99), found(3)), (Some((99.25, 1.0)), Some((3.25, 1.0))));
-        assert!(found(7).is_some_and(|(cpu, rate)| cpu.is_nan() && rate == 1.0));
-        assert_eq!((found(100), found(-1), shard.row(99 * 5 * M + 1)), (None, None, None));
     }
 
     fn cpu(shard: &ShardContext, bin: i64) -> Option<(f32, u16)> {

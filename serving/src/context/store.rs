@@ -147,16 +147,6 @@ impl ContextStore {
         replaced
     }
 
-    /// What is remembered of a row: its metrics.
-    pub(crate) fn row(&self, shard: &ShardId, ts: Timestamp) -> Option<Observation> {
-        let values = self.shards.get(shard)?.row(ts.as_ms())?;
-        let mut row = Observation::empty(shard.clone(), ts);
-        for (metric, value) in METRICS.into_iter().zip(values) {
-            row.set(metric, Some(value).filter(|value| value.is_finite()));
-        }
-        Some(row)
-    }
-
     /// Time of the newest row of any shard.
     pub(crate) fn newest(&self) -> Option<Timestamp> {
         self.newest
@@ -226,6 +216,11 @@ impl ContextStore {
             keys.extend(of_shard.into_iter().map(|metric| (shard.clone(), metric)));
         }
         if keys.is_empty() { Err(NothingToForecast::NoSuchMetric) } else { Ok(keys) }
+    }
+
+    /// How many of some names are those of shards that were never observed.
+    pub(crate) fn unknown(&self, named: &[ShardId]) -> usize {
+        named.iter().filter(|shard| !self.shards.contains_key(*shard)).count()
     }
 
     fn check_known(&self, named: &BTreeSet<&ShardId>) -> Result<(), NothingToForecast> {

@@ -59,8 +59,8 @@ struct Writing {
     /// Logged rows that a flush has taken. They stay here until their pieces are on disk, so that whatever becomes of the
     /// flush (an error, a panic, its thread never coming back) the next one takes them again before it removes their log.
     under_way: Arc<Vec<Observation>>,
-    /// Where rows come in parts: those that went into the history last, ordered by shard and time, for what else comes of them.
-    flushed: Option<Arc<Vec<Observation>>>,
+    /// Where rows come in parts: what went into the history last, for what else comes of it.
+    flushed: Option<parts::Flushed>,
 }
 
 impl Writing {
@@ -173,7 +173,7 @@ impl Ingestor {
             let mut writing = locked(&self.writing);
             let flushed = std::mem::take(&mut writing.under_way);
             if let Some(last) = writing.flushed.as_mut().filter(|_| !flushed.is_empty()) {
-                *last = flushed;
+                last.replace(flushed);
             }
             writing.log.remove(&segments)?;
         }

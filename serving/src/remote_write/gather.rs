@@ -12,6 +12,9 @@ use crate::ingest::{Arrival, reason, sound};
 /// The value that says that a series has ended: one NaN among many.
 const STALE: u64 = 0x7ff0_0000_0000_0002;
 
+/// Rows of one request. Prometheus sends 500 to 2000 samples at once; a row takes many times the bytes that a sample may have.
+pub(super) const MOST_ROWS: usize = 100_000;
+
 /// What became of samples.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Samples {
@@ -34,6 +37,8 @@ pub(super) struct Gathered {
     pub(super) refused: u64,
     /// Why the first of them was not.
     pub(super) example: Option<String>,
+    /// They make more than [`MOST_ROWS`] rows.
+    pub(super) too_many: bool,
 }
 
 impl Gathered {
@@ -41,6 +46,19 @@ impl Gathered {
         self.refused += samples as u64;
         self.samples.refused += samples as u64;
         self.example.get_or_insert_with(why);
+    }
+}
+
+/// Takes note of the ends of a series. All marks of a message come before its samples: a series that takes over from another
+/// may stand before it, at the same time.
+pub(super) fn end(series: &TimeSeries, mappings: &[ReceivedSeries], owners: &mut Owners) {
+    if !series.samples.iter().any(|sample| sample.value.to_bits() == STALE) {
+        return;
+    }
+    let mapping = mappings.iter().find(|mapping| mapping.select.matches(&|name| series.label(name)));
+    let Some(mapping) = mapping else { return };
+    if let Ok(target) = SeriesTarget::of(&mapping.shard, mapping.node.as_ref(), &|name| series.label(name)) {
+        owners.ended(&(target.shard, mapping.metric), identity(series));
     }
 }
 
@@ -79,6 +97,9 @@ pub(super) fn gather(
             gathered.refuse(1, || format!("series {}: {why}", series.told()));
         } else if !owners.may(&key, id, sample.timestamp) {
             gathered.refuse(1, || taken_already(series, mapping.metric, &target.shard));
+        } else if gathered.rows.len() >= MOST_ROWS && !gathered.rows.contains_key(&(row.shard.clone(), row.ts)) {
+            gathered.too_many = true;
+            return;
         } else {
             gathered.samples.taken += 1;
             join(&mut gathered.rows, row, mapping.metric);
@@ -146,6 +167,7 @@ mod tests {
 
     fn gathered(all: &[TimeSeries]) -> Gathered {
         let (mut gathered, mut owners) = (Gathered::default(), Owners::default());
+        all.iter().for_each(|series| end(series, &mappings(), &mut owners));
         for series in all {
             gather(series, (&mappings(), &mut owners), ARRIVAL, &mut gathered);
         }
@@ -179,6 +201,27 @@ mod tests {
         assert!(got.example.unwrap().contains(r#"series cores{db="a",host="n2"}: cpu_util is inf"#));
         let nodes: Vec<_> = got.rows.into_values().map(|row| row.node.unwrap().to_string()).collect();
         assert_eq!(nodes, ["n1", "n2"]);
+    }
+
+    #[test]
+    fn who_takes_over_may_stand_before_the_mark_of_who_ends() {
+        let mut owners = Owners::default();
+        let mut taken = |all: &[TimeSeries]| {
+            let mut gathered = Gathered::default();
+            all.iter().for_each(|series| end(series, &mappings(), &mut owners));
+            all.iter().for_each(|series| gather(series, (&mappings(), &mut owners), ARRIVAL, &mut gathered));
+            (gathered.samples.taken, gathered.refused)
+        };
+        assert_eq!(taken(&[cores("n1", &[(5 * M, 1.0)])]), (1, 0));
+        assert_eq!(taken(&[cores("n2", &[(6 * M, 2.0)]), cores("n1", &[(6 * M, f64::from_bits(STALE))])]), (1, 0));
+        assert_eq!(taken(&[cores("n1", &[(7 * M, 1.0)])]), (0, 1));
+    }
+
+    #[test]
+    fn one_request_makes_only_so_many_rows() {
+        let samples: Vec<(i64, f64)> = (0..MOST_ROWS as i64 + 5).map(|i| (i, 1.0)).collect();
+        let got = gathered(&[cores("n1", &samples)]);
+        assert!(got.too_many && got.rows.len() == MOST_ROWS);
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(super) enum Refusal {
     Form(String),
     #[error("the request is longer than {most} bytes; send fewer samples at once (max_samples_per_send)")]
     TooLong { most: usize },
+    #[error("the request has samples of more than {most} rows; send fewer at once (max_samples_per_send)")]
+    TooManyRows { most: usize },
     #[error("the request cannot be decoded: {0}")]
     Undecodable(Cow<'static, str>),
     #[error("{refused} samples were not taken, all others are stored; {example}")]
@@ -39,7 +41,9 @@ impl Refusal {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Refusal::NoMappings => "unmapped",
-            Refusal::Form(_) | Refusal::TooLong { .. } | Refusal::Undecodable(_) => "undecodable",
+            Refusal::Form(_) | Refusal::TooLong { .. } | Refusal::TooManyRows { .. } | Refusal::Undecodable(_) => {
+                "undecodable"
+            }
             Refusal::Samples { .. } => "partly_taken",
             Refusal::Busy | Refusal::Slow | Refusal::Stopping => "busy",
             Refusal::Ingest(_) | Refusal::Panicked(_) => "failed",
@@ -52,9 +56,9 @@ impl Refusal {
         match self {
             Refusal::NoMappings => StatusCode::NOT_FOUND,
             Refusal::Form(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Refusal::TooLong { .. } | Refusal::Ingest(IngestError::Log(LogError::TooLong { .. })) => {
-                StatusCode::PAYLOAD_TOO_LARGE
-            }
+            Refusal::TooLong { .. }
+            | Refusal::TooManyRows { .. }
+            | Refusal::Ingest(IngestError::Log(LogError::TooLong { .. })) => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::Undecodable(_) | Refusal::Samples { .. } => StatusCode::BAD_REQUEST,
             Refusal::Slow | Refusal::Busy | Refusal::Stopping | Refusal::Ingest(_) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Panicked(_) => StatusCode::INTERNAL_SERVER_ERROR,

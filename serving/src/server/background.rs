@@ -1,5 +1,6 @@
 //! What goes on beside the requests.
 
+use foreshard_api::inference::SERVICE_NAME as INFERENCE;
 use foreshard_api::v1::forecast_service_server::SERVICE_NAME;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +93,7 @@ pub(super) async fn reload(reloader: &Arc<Reloader>) {
 pub(super) async fn tell(health: &HealthReporter, readiness: &Readiness) {
     let status = if readiness.look().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
     // The empty name is the server as a whole.
-    for service in ["", SERVICE_NAME] {
+    for service in ["", SERVICE_NAME, INFERENCE] {
         health.set_service_status(service, status).await;
     }
 }

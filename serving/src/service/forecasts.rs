@@ -40,6 +40,11 @@ type Parts = ReceiverStream<Result<v1::ForecastResponse, Status>>;
 pub(super) struct Levels(Option<Arc<QuantileLevels>>);
 
 impl Levels {
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.as_ref().map_or(TRAINED_LEVELS, |levels| levels.len())
+    }
+
     pub(super) fn new(levels: Vec<f64>) -> Result<Self, Status> {
         if levels.is_empty() {
             return Ok(Self(None));
@@ -84,7 +89,8 @@ impl Asked {
     /// Whether the answer for so many series goes into one message: found out before it is computed, since what is made of
     /// made-up names alone could fill the memory.
     pub(super) fn check_fits(&self, series: usize) -> Result<(), Status> {
-        let levels = self.levels.0.as_ref().map_or(TRAINED_LEVELS, |levels| levels.len());
+        // The trained ones are computed whatever is asked for.
+        let levels = self.levels.count().max(TRAINED_LEVELS);
         let bytes = series.saturating_mul(self.product.horizon()).saturating_mul(levels).saturating_mul(4);
         if bytes <= MAX_RESPONSE_BYTES {
             return Ok(());

@@ -92,17 +92,27 @@ impl GrpcInferenceService for ForecastApi {
         let request = request.into_inner();
         self.check_model(&request.model_name, &request.model_version)?;
         let asked = Infer::from_wire(&request)?;
-        let keys = self.select(&asked.shards, &Wanted::named(&[asked.metric]))?;
+        let keys = self.select_at_once(&asked.shards, &Wanted::named(&[asked.metric]))?;
+        answer::check_fits(&asked)?;
         let levels = asked.levels.maker();
         let make = move |bench: &Bench, product: Product, forecasts: Vec<SeriesForecast>| {
-            let version = bench.slot.id();
+            // The version that answered, which a reload may have replaced since it was asked for.
+            let answered = forecasts.iter().find_map(|series| series.provenance.version.clone());
+            let version = answered.or_else(|| bench.slot.id());
             levels(bench, product, forecasts).map(|series| (series, version))
         };
         let made = self.compute(asked.product, keys, expires, make).await?;
         let (series, version) = made.map_err(|error| status::invalid("levels", error.to_string()))?;
+        let number = version.as_ref().map(|id| id.number.to_string()).unwrap_or_default();
+        if !request.model_version.is_empty() && request.model_version != number {
+            return Err(Status::not_found(format!(
+                "version {} was replaced by {number} meanwhile",
+                request.model_version
+            )));
+        }
         let mut response = answer::answer(&asked, &series)?;
         response.model_name = request.model_name;
-        response.model_version = version.map(|id| id.number.to_string()).unwrap_or_default();
+        response.model_version = number;
         response.id = request.id;
         Ok(Response::new(response))
     }

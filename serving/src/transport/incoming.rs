@@ -153,7 +153,7 @@ mod tests {
     use tokio_stream::StreamExt as _;
 
     fn limits(most: usize) -> ConnectionLimits {
-        ConnectionLimits { most, speak_within: Duration::from_millis(30), hard_age: Duration::from_millis(100) }
+        ConnectionLimits { most, speak_within: Duration::from_millis(200), hard_age: Duration::from_millis(1500) }
     }
 
     async fn open(limits: ConnectionLimits) -> (Incoming, Arc<ConnectionCounts>, std::net::SocketAddr) {
@@ -199,7 +199,7 @@ mod tests {
         let mut taken = incoming.next().await.unwrap().unwrap();
         speaks.write_all(PREFACE).await.unwrap();
         assert_eq!(taken.read(&mut [0; 64]).await.unwrap(), PREFACE.len());
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
         speaks.write_all(b"again").await.unwrap();
         assert_eq!(taken.read(&mut [0; 8]).await.unwrap(), 5, "longer than the silent one was borne");
         assert_eq!(taken.read(&mut [0; 8]).await.unwrap_err().kind(), io::ErrorKind::TimedOut, "old");

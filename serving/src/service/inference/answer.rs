@@ -22,6 +22,16 @@ pub(super) const OUTPUTS: [(&str, &str, &[i64]); 5] = [
 /// What stands for a time that there is not.
 const NEVER: i64 = -1;
 
+/// Whether the answer goes into one message: found out before it is computed.
+pub(super) fn check_fits(asked: &Infer) -> Result<(), Status> {
+    let numbers = asked.shards.len().saturating_mul(asked.steps).saturating_mul(asked.levels.count());
+    if numbers.saturating_mul(size_of::<f64>()) <= MAX_RESPONSE_BYTES {
+        return Ok(());
+    }
+    let why = format!("{} shards make more than {MAX_RESPONSE_BYTES} bytes; ask for fewer at once", asked.shards.len());
+    Err(status::invalid("inputs", why))
+}
+
 /// Puts forecasts into tensors, one entry for each shard that was asked for, in that order.
 pub(super) fn answer(asked: &Infer, series: &[SeriesForecast]) -> Result<ModelInferResponse, Status> {
     let by_shard: BTreeMap<&ShardId, &SeriesForecast> = series.iter().map(|series| (&series.shard, series)).collect();
@@ -30,10 +40,6 @@ pub(super) fn answer(asked: &Infer, series: &[SeriesForecast]) -> Result<ModelIn
     let Some(first) = rows.first() else { return Err(Status::internal("nothing was forecast")) };
     let levels = first.forecast.levels().as_slice();
     let numbers = rows.len().saturating_mul(asked.steps).saturating_mul(levels.len());
-    if numbers.saturating_mul(size_of::<f64>()) > MAX_RESPONSE_BYTES {
-        let why = format!("{} shards make more than {MAX_RESPONSE_BYTES} bytes; ask for fewer at once", rows.len());
-        return Err(status::invalid("inputs", why));
-    }
     let mut response = ModelInferResponse::default();
     for (name, datatype, _) in OUTPUTS {
         if !asked.outputs.is_empty() && asked.outputs.iter().all(|wanted| wanted != name) {
