@@ -108,7 +108,8 @@ impl Server {
 
     /// A load of short statements, so many a second.
     fn load(&self, database: &str, rate: u32, seconds: u32) -> Child {
-        let script = self.folder.path().join("load.sql");
+        // One each: a load that begins must not find the file cut off by the next one that writes it.
+        let script = self.folder.path().join(format!("load-{database}.sql"));
         std::fs::write(&script, "SELECT count(*) FROM generate_series(1, 4000);\n").unwrap();
         let mut bench = as_server("pgbench");
         bench.args(["-n", "-c1", "-h127.0.0.1", "-U", USER]).arg(format!("-p{}", self.port));
