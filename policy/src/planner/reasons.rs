@@ -40,6 +40,9 @@ pub(crate) fn reason(figures: &Figures<'_, '_, '_>) -> Reason {
     reason
 }
 
+/// Above this share of its capacity a node is felt to be full.
+const NEARLY_FULL: f64 = 0.98;
+
 fn worst(resources: &[Resource], risk: &PerResource<Risk>) -> Resource {
     let mut worst = resources.first().copied().unwrap_or(Resource::Cpu);
     for r in resources {
@@ -71,10 +74,12 @@ fn text(figures: &Figures<'_, '_, '_>, reason: &Reason, resource: Resource) -> S
             let peak = percent(peak_of_mean(model, t.source, load, resource));
             format!("{resource} of {source} is at {now} and predicted to reach {peak}")
         }
-        RuleName::CostBenefit if before == 0.0 => format!(
-            "the move avoids {gain:.1} overload minutes and costs {cost:.1}; {resource} of {source} comes within 2 % of its \
+        RuleName::CostBenefit if before == 0.0 && peak_of_mean(model, t.source, load, resource) > NEARLY_FULL => {
+            format!(
+                "the move avoids {gain:.1} overload minutes and costs {cost:.1}; {resource} of {source} comes within 2 % of its \
              capacity"
-        ),
+            )
+        }
         RuleName::CostBenefit => format!(
             "the move avoids {gain:.1} overload minutes and costs {cost:.1}; {resource} of {source} goes over {limit} with \
              probability {before:.2}{first}"
