@@ -22,7 +22,8 @@ const MINUTES: i64 = MOST_POINTS + 1_000;
 async fn filled(dir: &Path) -> Option<(Peer, SocketAddr, Timestamp)> {
     let (peer, addr) = prometheus(dir, "global: { scrape_interval: 1h }\n")?;
     ready(addr).await;
-    let last = Step::MINUTE.floor(SystemClock.model());
+    // So that every fifth minute from 0 on begins a step of forecasts, whatever time it is.
+    let last = Step::FIVE_MINUTES.floor(SystemClock.model()).plus_ms(-MINUTE);
     let samples: Vec<Vec<(i64, f64)>> = [1.0, 1000.0]
         .map(|factor| (0..MINUTES).map(|i| (minute(last, i).as_ms(), factor * (i % 1440) as f64)).collect())
         .to_vec();
